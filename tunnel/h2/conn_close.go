@@ -1,0 +1,211 @@
+package h2
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"time"
+)
+
+// fail ends the connection: streams get err, the peer a GOAWAY where err is not the network's. The
+// first call counts.
+func (c *Conn) fail(err *ConnError) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failLocked(err)
+}
+
+func (c *Conn) failLocked(err *ConnError) {
+	if c.err != nil {
+		return
+	}
+	c.err = err
+	if err.By == Local {
+		c.ctrl = appendGoAway(c.ctrl, c.lastPeerID, err.Code, err.Reason)
+	} else {
+		c.ctrl = c.ctrl[:0]
+	}
+	for _, s := range c.streams {
+		c.endReset(s, err)
+	}
+	for _, t := range []*time.Timer{c.keepalive, c.handshakeEnd} {
+		if t != nil {
+			t.Stop()
+		}
+	}
+	c.openCond.Broadcast()
+	c.settledCond.Broadcast()
+	close(c.done)
+	c.cfg.Budget.leave(c)
+	c.log.Debug("connection ended", "conn", c.nc.RemoteAddr(), "err", err)
+	if c.busy {
+		// Whoever holds the role finishes, in writeStall at most, and then calls finish.
+		c.nc.SetWriteDeadline(time.Now().Add(writeStall))
+		return
+	}
+	if len(c.ctrl) == 0 {
+		c.finish()
+		return
+	}
+	c.nc.SetWriteDeadline(time.Now().Add(writeStall))
+	c.kick()
+}
+
+// finish closes the socket of a connection that has ended and has nothing left to write. After an
+// offence it is held for CloseDelay, unread, so that one connection can offend once in that time and
+// the GOAWAY is not lost to a TCP reset. Called with mu held by the last holder of the write role.
+func (c *Conn) finish() {
+	if c.finished {
+		return
+	}
+	c.finished = true
+	if d := c.cfg.CloseDelay; d > 0 && c.err.By == Local && c.err.Code != NoError && !c.closing {
+		c.delayed = time.AfterFunc(d, func() { c.nc.Close() })
+		return
+	}
+	c.nc.Close()
+}
+
+// Close ends the connection at once: GOAWAY(NO_ERROR) is sent if the socket takes it, streams end with
+// a *ConnError. It waits for the reader and must not be called from a hook of Config other than
+// Handler. It may be called again.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	c.closing = true
+	c.failLocked(connError(NoError, "closed"))
+	if c.delayed != nil && c.delayed.Stop() {
+		c.nc.Close()
+	}
+	c.mu.Unlock()
+	<-c.readDone
+	return nil
+}
+
+// PeerGoAway is closed when the peer has sent GOAWAY: streams that it took live on, Open fails.
+func (c *Conn) PeerGoAway() <-chan struct{} { return c.goAwayCh }
+
+// drainRoundTrip bounds the wait between the two GOAWAY frames of a drain.
+const drainRoundTrip = time.Second
+
+// Drain ends the connection in an orderly way (RFC 9113, section 6.8): it announces the end, takes what
+// the peer had sent before it knew, refuses the rest, waits for the streams and closes. When ctx ends
+// first it returns ctx's error and the connection is still up: Close ends it.
+func (c *Conn) Drain(ctx context.Context) error {
+	c.mu.Lock()
+	if c.err == nil && !c.draining {
+		c.draining = true
+		c.goAwayID = maxStreamID
+		var p *ping
+		if !c.client {
+			c.ctrl = appendGoAway(c.ctrl, maxStreamID, NoError, "draining")
+			p = c.queuePing(pingDrain)
+		}
+		c.openCond.Broadcast()
+		c.kick()
+		c.mu.Unlock()
+		c.awaitRoundTrip(ctx, p)
+		c.mu.Lock()
+		if c.err == nil {
+			c.goAwayID = c.lastPeerID
+			c.ctrl = appendGoAway(c.ctrl, c.goAwayID, NoError, "draining")
+			c.kick()
+		}
+	}
+	err := waitLocked(ctx, c.openCond, func() bool {
+		return c.err != nil || len(c.streams)+c.peerHeld+c.peerTail == 0
+	})
+	gone := c.err
+	c.mu.Unlock()
+	if gone != nil {
+		<-c.readDone
+		if gone.Code == NoError {
+			return nil
+		}
+		return gone
+	}
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+func (c *Conn) awaitRoundTrip(ctx context.Context, p *ping) {
+	if p == nil {
+		return
+	}
+	t := time.NewTimer(drainRoundTrip)
+	defer t.Stop()
+	select {
+	case <-p.done:
+	case <-t.C:
+	case <-ctx.Done():
+	case <-c.done:
+	}
+}
+
+// Draining reports whether either side has sent GOAWAY.
+func (c *Conn) Draining() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.draining || c.peerGoAway || c.err != nil
+}
+
+// onGoAway takes the peer's GOAWAY: our streams above its last id were not processed (RFC 9113,
+// section 6.8) and end with RefusedStream, so that they may be sent again.
+func (c *Conn) onGoAway(h frameHeader, p []byte) error {
+	if h.streamID != 0 {
+		return connError(ProtocolError, "GOAWAY on a stream")
+	}
+	if len(p) < 8 {
+		return connError(FrameSizeError, "GOAWAY shorter than 8 bytes")
+	}
+	last := binary.BigEndian.Uint32(p) & maxStreamID
+	code := ErrCode(binary.BigEndian.Uint32(p[4:]))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.peerGoAway {
+		// "Endpoints MUST NOT increase the value they send in the last stream identifier."
+		if last > c.peerLastID {
+			return connError(ProtocolError, "GOAWAY with a greater last stream id than before")
+		}
+		// The second one of a drain is expected; more are odd.
+		if !c.in.meters.glitches.add(1, glitchBurst, glitchRate) {
+			return connError(EnhanceYourCalm, "too many GOAWAY frames")
+		}
+	} else {
+		c.peerGoAway = true
+		close(c.goAwayCh)
+	}
+	c.peerLastID = last
+	c.openCond.Broadcast()
+	for id, s := range c.streams {
+		if s.own && c.client && id > last {
+			c.endReset(s, &StreamError{StreamID: id, Code: RefusedStream, By: Peer, Reason: "not processed before GOAWAY"})
+		}
+	}
+	if code != NoError {
+		c.log.Debug("goaway received", "conn", c.nc.RemoteAddr(), "reason", code.String())
+		c.peerCode = code
+		c.peerDebug = string(p[8:min(len(p), 8+maxDebugBytes)])
+	}
+	return nil
+}
+
+// maxDebugBytes is how much of a GOAWAY's debug data is kept for the error.
+const maxDebugBytes = 200
+
+// readFailed turns an error of the socket into the connection's end.
+func (c *Conn) readFailed(err error) *ConnError {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := &ConnError{Code: NoError, By: Network, Reason: "read", Err: err}
+	if c.peerGoAway {
+		e.By, e.Code, e.Reason = Peer, c.peerCode, c.peerDebug
+	}
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) && c.peerGoAway {
+		e.Err = nil
+	}
+	return e
+}

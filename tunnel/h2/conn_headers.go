@@ -1,0 +1,341 @@
+package h2
+
+import (
+	"encoding/binary"
+	"io"
+	"time"
+)
+
+// openBlock is the header block being received (RFC 9113, section 4.3).
+type openBlock struct {
+	open          bool
+	kind          frameType // HEADERS or PUSH_PROMISE
+	id            uint32    // stream of the frame
+	promised      uint32    // PUSH_PROMISE: the promised stream
+	endStream     bool
+	selfDependent bool
+	encoded       int // bytes of fragments
+	continuations int
+	decoded       int  // bytes of the list (section 6.5.2)
+	count         int  // fields
+	over          bool // more than is accepted: decoded on, but not kept
+	headerBlock
+}
+
+// onField is called by the decoder for every field.
+func (in *inbound) onField(f Field) {
+	b := &in.block
+	b.decoded += int(f.Size())
+	b.count++
+	if b.decoded > int(in.c.cfg.MaxHeaderListBytes) || b.count > in.c.cfg.MaxHeaderFields {
+		b.over = true
+		b.h.Fields = nil
+		return
+	}
+	b.add(f)
+}
+
+// onHeaders begins the head of a message or its trailers (RFC 9113, section 6.2).
+func (in *inbound) onHeaders(h frameHeader, p []byte) error {
+	if h.streamID == 0 {
+		return connError(ProtocolError, "HEADERS on stream 0")
+	}
+	p, cerr := unpad(h, p)
+	if cerr != nil {
+		return cerr
+	}
+	in.block = openBlock{open: true, kind: frameHeaders, id: h.streamID, endStream: h.has(flagEndStream)}
+	if h.has(flagPriority) {
+		if len(p) < 5 {
+			return connError(FrameSizeError, "HEADERS too short for its priority")
+		}
+		in.block.selfDependent = binary.BigEndian.Uint32(p)&maxStreamID == h.streamID
+		p = p[5:]
+	}
+	return in.fragment(h, p)
+}
+
+// onContinuation goes on with a header block (RFC 9113, section 6.10).
+func (in *inbound) onContinuation(h frameHeader, p []byte) error {
+	if !in.block.open { // that the stream is the same was checked by checkOrder
+		return connError(ProtocolError, "CONTINUATION without HEADERS")
+	}
+	if in.block.continuations++; in.block.continuations > in.c.cfg.MaxContinuations {
+		return connError(EnhanceYourCalm, "too many CONTINUATION frames")
+	}
+	return in.fragment(h, p)
+}
+
+// onPushPromise begins a promise (RFC 9113, section 6.6).
+func (in *inbound) onPushPromise(h frameHeader, p []byte) error {
+	if !in.c.client || !in.c.cfg.EnablePush {
+		return connError(ProtocolError, "PUSH_PROMISE that was not asked for")
+	}
+	p, cerr := unpad(h, p)
+	if cerr != nil {
+		return cerr
+	}
+	if len(p) < 4 {
+		return connError(FrameSizeError, "PUSH_PROMISE too short")
+	}
+	in.block = openBlock{open: true, kind: framePushPromise, id: h.streamID,
+		promised: binary.BigEndian.Uint32(p) & maxStreamID}
+	return in.fragment(h, p[4:])
+}
+
+// fragment decodes a part of the block, and handles the message when it is the last.
+func (in *inbound) fragment(h frameHeader, p []byte) error {
+	b, cfg := &in.block, in.c.cfg
+	if b.encoded += len(p); b.encoded > cfg.MaxHeaderBlockBytes {
+		return connError(EnhanceYourCalm, "header block too long")
+	}
+	if _, err := in.dec.Write(p); err != nil {
+		return &ConnError{Code: CompressionError, By: Local, Reason: "header block", Err: err}
+	}
+	if b.decoded > cfg.MaxDecodedBytes {
+		return connError(EnhanceYourCalm, "header list too long")
+	}
+	if !h.has(flagEndHeaders) {
+		in.startHeaderTimer()
+		return nil
+	}
+	if in.headerTimer != nil {
+		in.headerTimer.Stop()
+		in.headerTimer = nil
+	}
+	if err := in.dec.Close(); err != nil {
+		return &ConnError{Code: CompressionError, By: Local, Reason: "header block", Err: err}
+	}
+	done := *b
+	in.block = openBlock{}
+	switch {
+	case done.kind == framePushPromise:
+		return in.c.promised(&done)
+	case in.c.isOwnID(done.id):
+		return in.c.answered(&done)
+	}
+	return in.c.requested(&done)
+}
+
+func (in *inbound) startHeaderTimer() {
+	c := in.c
+	if in.headerTimer == nil && c.cfg.HeaderTimeout > 0 {
+		in.headerTimer = time.AfterFunc(c.cfg.HeaderTimeout, func() {
+			c.fail(connError(EnhanceYourCalm, "header block not complete in time"))
+		})
+	}
+}
+
+// requested handles a request, or the trailers of one.
+func (c *Conn) requested(b *openBlock) error {
+	c.mu.Lock()
+	s := c.streams[b.id]
+	if s != nil {
+		c.mu.Unlock()
+		if c.client {
+			return c.response(s, b) // the answer on a promised stream
+		}
+		return c.trailers(s, b)
+	}
+	defer c.mu.Unlock()
+	switch {
+	case c.client:
+		if c.idle(b.id) {
+			return connError(ProtocolError, "HEADERS on a stream that was not promised")
+		}
+		return c.lateHeaders(b)
+	case b.id%2 == 0:
+		return connError(ProtocolError, "request on an even stream id")
+	case b.id <= c.lastPeerID:
+		return c.lateHeaders(b)
+	case c.draining && b.id > c.goAwayID:
+		return nil // RFC 9113, section 6.8: ignored, the block was decoded
+	}
+	c.lastPeerID = b.id
+	if !c.admit() {
+		c.stats.refused.Add(1)
+		c.refusedNow++
+		if c.refusedNow > int(c.cfg.MaxStreams) {
+			return connError(EnhanceYourCalm, "streams opened beyond twice the limit")
+		}
+		c.queueReset(b.id, RefusedStream)
+		c.forgetReset(b.id)
+		return nil
+	}
+	c.refusedNow = 0
+	return c.accept(b)
+}
+
+// lateHeaders is HEADERS on a stream that has ended (RFC 9113, section 5.1). Called with mu held.
+func (c *Conn) lateHeaders(b *openBlock) error {
+	if c.resetRecently(b.id) {
+		return nil
+	}
+	return connError(StreamClosed, "HEADERS on a closed stream")
+}
+
+// accept takes a new stream and hands it to the handler. Called with mu held.
+func (c *Conn) accept(b *openBlock) error {
+	reason := b.checkKind(requestBlock)
+	switch {
+	case b.over:
+		return c.refuseTooLarge(b)
+	case reason != "":
+		return streamError(b.id, ProtocolError, reason)
+	case b.selfDependent:
+		return streamError(b.id, ProtocolError, "stream depends on itself")
+	case b.h.Protocol != "" && !c.cfg.EnableConnectProtocol:
+		return streamError(b.id, ProtocolError, ":protocol without SETTINGS_ENABLE_CONNECT_PROTOCOL")
+	case b.hasLength && b.length > 0 && b.endStream && b.h.Method != "CONNECT":
+		return streamError(b.id, ProtocolError, "END_STREAM before the content-length announced")
+	case c.cfg.Handler == nil:
+		c.queueReset(b.id, RefusedStream)
+		c.forgetReset(b.id)
+		return nil
+	}
+	h := b.h
+	s := c.newStream(b.id, false, &h)
+	s.state = stateIdle.recvHeaders()
+	s.gotHead = true
+	if b.hasLength && h.Method != "CONNECT" {
+		s.length = b.length
+	}
+	c.addStream(s)
+	c.stats.accepted.Add(1)
+	if b.endStream {
+		c.ended(s, false)
+		s.eof = true
+	}
+	go c.cfg.Handler(s) // ends with the work on the stream, which is reset when the connection ends
+	if b.id > maxStreamID-reservedIDs && !c.draining {
+		c.draining, c.goAwayID = true, maxStreamID
+		c.ctrl = appendGoAway(c.ctrl, maxStreamID, NoError, "stream ids run out")
+	}
+	return nil
+}
+
+// refuseTooLarge answers 431 without having kept the request (RFC 6585, section 5). Called with mu held.
+func (c *Conn) refuseTooLarge(b *openBlock) error {
+	if !c.queueAnswer() {
+		return connError(EnhanceYourCalm, "too many answers queued")
+	}
+	h := Header{Status: 431}
+	c.queueHeaders(frameHeaders, flagEndStream, b.id, nil, h.each)
+	if !b.endStream {
+		c.queueReset(b.id, NoError)
+		c.forgetReset(b.id)
+	}
+	if !c.in.meters.glitches.add(1, glitchBurst, glitchRate) {
+		return connError(EnhanceYourCalm, "too many header lists that are too long")
+	}
+	return nil
+}
+
+// answered handles HEADERS on a stream that we opened.
+func (c *Conn) answered(b *openBlock) error {
+	c.mu.Lock()
+	s := c.streams[b.id]
+	if s == nil {
+		defer c.mu.Unlock()
+		if c.idle(b.id) {
+			return connError(ProtocolError, "HEADERS on an idle stream")
+		}
+		return c.lateHeaders(b)
+	}
+	c.mu.Unlock()
+	if !c.client {
+		return streamError(b.id, ProtocolError, "HEADERS on a promise of ours")
+	}
+	return c.response(s, b)
+}
+
+// response handles an interim or final response, or its trailers (RFC 9113, section 8.1).
+func (c *Conn) response(s *Stream, b *openBlock) error {
+	if s.gotHead {
+		return c.trailers(s, b)
+	}
+	if b.over {
+		return streamError(s.id, ProtocolError, "response header list too long")
+	}
+	if reason := b.checkKind(responseBlock); reason != "" {
+		return streamError(s.id, ProtocolError, reason)
+	}
+	h := b.h
+	if h.Status < 200 {
+		return c.informed(s, b, &h)
+	}
+	s.gotHead = true
+	c.mu.Lock()
+	s.state = s.state.recvHeaders()
+	c.mu.Unlock()
+	s.mu.Lock()
+	if noBody := s.req.Method == "HEAD" || h.Status == 204 || h.Status == 304; b.hasLength && !noBody &&
+		!(s.req.Method == "CONNECT" && h.Status < 300) {
+		s.length = b.length
+	}
+	missing := s.length > 0 && b.endStream
+	s.resp = &h
+	s.rcond.Broadcast()
+	s.mu.Unlock()
+	if missing {
+		return streamError(s.id, ProtocolError, "END_STREAM before the content-length announced")
+	}
+	if b.endStream {
+		c.receivedEnd(s)
+	}
+	return nil
+}
+
+// informed handles a 1xx response.
+func (c *Conn) informed(s *Stream, b *openBlock, h *Header) error {
+	switch s.informs++; {
+	case h.Status == 101:
+		return streamError(s.id, ProtocolError, "101 does not exist in HTTP/2") // RFC 9113, section 8.6
+	case b.endStream:
+		return streamError(s.id, ProtocolError, "interim response with END_STREAM")
+	case s.informs > c.cfg.MaxInform:
+		return streamError(s.id, EnhanceYourCalm, "too many interim responses")
+	}
+	if c.cfg.OnInform != nil {
+		c.cfg.OnInform(s, h)
+	}
+	return nil
+}
+
+// trailers handles the second header block of a message.
+func (c *Conn) trailers(s *Stream, b *openBlock) error {
+	c.mu.Lock()
+	state := s.state
+	c.mu.Unlock()
+	reason := b.checkKind(trailerBlock)
+	s.mu.Lock()
+	missing := s.length > 0
+	s.mu.Unlock()
+	switch {
+	case !state.canReceive():
+		return streamError(s.id, StreamClosed, "HEADERS after END_STREAM")
+	case !b.endStream:
+		return streamError(s.id, ProtocolError, "trailers without END_STREAM")
+	case s.tunnel():
+		// RFC 9113, section 8.5: "Frame types other than DATA or stream management frames MUST NOT be sent
+		// on a connected stream and MUST be treated as a stream error if received."
+		return streamError(s.id, ProtocolError, "trailers on a tunnel")
+	case reason != "":
+		return streamError(s.id, ProtocolError, reason)
+	case missing:
+		return streamError(s.id, ProtocolError, "DATA and content-length differ")
+	}
+	if !b.over {
+		s.mu.Lock()
+		s.trailer = b.h.Fields
+		s.mu.Unlock()
+	}
+	c.mu.Lock()
+	c.ended(s, false)
+	c.mu.Unlock()
+	s.endReceive(io.EOF)
+	return nil
+}
+
+// tunnel reports whether the stream is a plain CONNECT tunnel.
+func (s *Stream) tunnel() bool { return s.req.Method == "CONNECT" && s.req.Protocol == "" }

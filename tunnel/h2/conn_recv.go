@@ -1,0 +1,413 @@
+package h2
+
+import (
+	"encoding/binary"
+	"io"
+	"time"
+
+	"golang.org/x/net/http2/hpack"
+)
+
+// inbound is the state of readLoop. Owned by it.
+type inbound struct {
+	c        *Conn
+	buf      *buffer // what the connection is read into; bytes r to w are not parsed yet
+	r, w     int
+	preface  int  // bytes of the client preface still to come (server)
+	settings bool // the first SETTINGS came
+	quiet    int  // reads in a row that would have fitted a small buffer
+
+	data   dataFrame
+	whole  []byte      // a frame that did not fit the buffer, as far as it is there
+	wholeH frameHeader // and its header
+	waits  bool        // whole is being collected
+
+	dec         *hpack.Decoder
+	block       openBlock
+	headerTimer *time.Timer
+
+	meters meters
+	bdp    bdp // its sample is started by readLoop and finished under Conn.mu, by readLoop too
+}
+
+// dataFrame is a DATA frame, or one that is skipped, of which left payload bytes are still to come.
+type dataFrame struct {
+	left, pad int
+	stream    *Stream // nil: discard
+	end       bool
+}
+
+func (in *inbound) init(c *Conn) {
+	in.c = c
+	if !c.client {
+		in.preface = len(clientPreface)
+	}
+	in.buf = getBuffer(smallBuffer, c.cfg.Budget)
+	in.dec = hpack.NewDecoder(maxEncoderTable, in.onField)
+	in.dec.SetMaxStringLength(c.cfg.MaxDecodedBytes)
+	in.bdp.estimate = int64(c.cfg.StreamWindow)
+}
+
+// readLoop reads and parses until the connection fails. It never waits for a stream or for a write.
+func (c *Conn) readLoop() {
+	defer close(c.readDone)
+	in := &c.in
+	for {
+		in.makeRoom()
+		n, err := c.nc.Read(in.buf.b[in.w:])
+		if n > 0 {
+			c.lastRead.Store(time.Now().UnixNano())
+			in.w += n
+			in.meters.lastTinyID = 0
+			if perr := in.parse(); perr != nil {
+				c.fail(perr)
+			}
+		}
+		if err != nil {
+			c.fail(c.readFailed(err))
+		}
+		if !c.endOfInput() {
+			break
+		}
+	}
+	if in.headerTimer != nil {
+		in.headerTimer.Stop()
+	}
+	in.buf.release()
+	in.whole = nil
+	if err := c.offence(); err != nil && c.cfg.OnOffence != nil {
+		c.cfg.OnOffence(c, err)
+	}
+}
+
+// endOfInput writes what parsing has queued and reports whether to read on.
+func (c *Conn) endOfInput() bool {
+	if b := c.cfg.Budget; b.Full() {
+		b.relieve()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.kick()
+	return c.err == nil
+}
+
+// offence is what the peer did to make us end the connection, nil where it ended otherwise.
+func (c *Conn) offence() *ConnError {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil && c.err.By == Local && c.err.Code != NoError {
+		return c.err
+	}
+	return nil
+}
+
+// quietReads is after how many small reads a large buffer is exchanged for a small one.
+const quietReads = 16
+
+// makeRoom provides a buffer with room to read into. Bytes that are not parsed, always few, move along.
+func (in *inbound) makeRoom() {
+	if in.r == in.w && in.buf.alone() {
+		if in.w < smallBuffer/2 {
+			in.quiet++
+		} else {
+			in.quiet = 0
+		}
+		in.r, in.w = 0, 0
+		if len(in.buf.b) == smallBuffer || in.quiet < quietReads {
+			return
+		}
+	} else if in.w < len(in.buf.b) {
+		return
+	}
+	size := largeBuffer
+	if in.quiet >= quietReads {
+		size = smallBuffer
+	}
+	old := in.buf
+	in.buf = getBuffer(size, in.c.cfg.Budget)
+	in.w = copy(in.buf.b, old.b[in.r:in.w])
+	in.r = 0
+	old.release()
+}
+
+// parse takes frames from the buffer until a part of one is left.
+func (in *inbound) parse() *ConnError {
+	for {
+		more, err := in.step()
+		switch err := err.(type) {
+		case nil:
+		case *StreamError:
+			if cerr := in.c.resetOffender(err); cerr != nil {
+				return cerr
+			}
+		case *ConnError:
+			return err
+		default:
+			panic("BUG: parsing returned an error of no kind")
+		}
+		if !more {
+			return nil
+		}
+	}
+}
+
+// step parses one thing; more reports whether there may be another in the buffer.
+func (in *inbound) step() (more bool, err error) {
+	p := in.buf.b[in.r:in.w]
+	switch {
+	case len(p) == 0 && in.data.left+in.data.pad == 0:
+		return false, nil
+	case in.preface > 0:
+		return in.readPreface(p)
+	case in.data.left > 0 || in.data.pad > 0:
+		return in.readData(p)
+	case in.waits:
+		return in.readWhole(p)
+	case len(p) < frameHeaderLen:
+		return false, nil
+	}
+	h := parseFrameHeader(p)
+	if err := in.checkOrder(h); err != nil {
+		return false, err
+	}
+	if h.kind == frameData {
+		need := frameHeaderLen
+		if h.has(flagPadded) && h.length > 0 {
+			need++
+		}
+		if len(p) < need {
+			return false, nil
+		}
+		in.r += need
+		return true, in.beginData(h, p[frameHeaderLen:need])
+	}
+	if err := in.checkLength(h); err != nil {
+		return false, err
+	}
+	in.r += frameHeaderLen
+	if p = p[frameHeaderLen:]; len(p) < int(h.length) {
+		in.waits, in.wholeH = true, h
+		in.whole = append(in.whole[:0], p...)
+		in.r = in.w
+		return false, nil
+	}
+	in.r += int(h.length)
+	return true, in.onFrame(h, p[:h.length])
+}
+
+// readPreface checks the client preface (RFC 9113, section 3.4).
+func (in *inbound) readPreface(p []byte) (bool, error) {
+	n := min(in.preface, len(p))
+	at := len(clientPreface) - in.preface
+	if string(p[:n]) != clientPreface[at:at+n] {
+		return false, connError(ProtocolError, "no HTTP/2 client preface")
+	}
+	in.preface -= n
+	in.r += n
+	return in.preface == 0, nil
+}
+
+// readWhole collects a frame that is spread over buffers.
+func (in *inbound) readWhole(p []byte) (bool, error) {
+	n := min(int(in.wholeH.length)-len(in.whole), len(p))
+	in.whole = append(in.whole, p[:n]...)
+	in.r += n
+	if len(in.whole) < int(in.wholeH.length) {
+		return false, nil
+	}
+	in.waits = false
+	err := in.onFrame(in.wholeH, in.whole)
+	if cap(in.whole) > smallBuffer {
+		in.whole = nil
+	}
+	return true, err
+}
+
+// checkOrder checks what must hold for any frame before its payload is looked at.
+func (in *inbound) checkOrder(h frameHeader) error {
+	switch {
+	case h.length > in.c.cfg.MaxFrameBytes:
+		return connError(FrameSizeError, "frame larger than SETTINGS_MAX_FRAME_SIZE")
+	case !in.settings && (h.kind != frameSettings || h.has(flagAck)):
+		return connError(ProtocolError, "first frame is not SETTINGS") // RFC 9113, section 3.4
+	case in.block.open && (h.kind != frameContinuation || h.streamID != in.block.id):
+		return connError(ProtocolError, "header block interrupted by another frame") // section 4.3
+	}
+	in.settings = true
+	return nil
+}
+
+// maxControlBytes bounds frames that are neither DATA nor header blocks: GOAWAY may carry debug data.
+const maxControlBytes = 16 << 10
+
+// checkLength bounds what is collected for a frame that is not DATA.
+func (in *inbound) checkLength(h frameHeader) error {
+	switch h.kind {
+	case frameHeaders, framePushPromise, frameContinuation:
+		const around = 256 + 6 // padding, its length, priority
+		if int(h.length) > in.c.cfg.MaxHeaderBlockBytes+around {
+			return connError(EnhanceYourCalm, "header block too long")
+		}
+	case framePing, framePriority, frameRSTStream, frameWindowUpdate:
+		if h.length > 16 {
+			return connError(FrameSizeError, "frame of a fixed size with another length")
+		}
+	case frameSettings:
+		if int(h.length)/6 > in.c.cfg.MaxSettings && h.length%6 == 0 {
+			return connError(EnhanceYourCalm, "too many settings in one frame")
+		}
+		fallthrough
+	default:
+		if h.length > maxControlBytes {
+			return connError(EnhanceYourCalm, "control frame too long")
+		}
+	}
+	return nil
+}
+
+// onFrame handles a complete frame other than DATA.
+func (in *inbound) onFrame(h frameHeader, p []byte) error {
+	switch c := in.c; h.kind {
+	case frameHeaders:
+		return in.onHeaders(h, p)
+	case frameContinuation:
+		return in.onContinuation(h, p)
+	case framePushPromise:
+		return in.onPushPromise(h, p)
+	case framePriority:
+		return in.onPriority(h, p)
+	case frameRSTStream:
+		return c.onRSTStream(h, p)
+	case frameSettings:
+		return c.onSettings(h, p)
+	case framePing:
+		return c.onPing(h, p)
+	case frameGoAway:
+		return c.onGoAway(h, p)
+	case frameWindowUpdate:
+		return c.onWindowUpdate(h, p)
+	}
+	// RFC 9113, section 5.5: "Implementations MUST discard frames that have unknown or unsupported types."
+	if !in.meters.control.add(1, controlBurst, controlRate) {
+		return connError(EnhanceYourCalm, "too many control frames")
+	}
+	return nil
+}
+
+// onPriority checks PRIORITY and drops it (RFC 9113, section 5.3.2).
+func (in *inbound) onPriority(h frameHeader, p []byte) error {
+	switch {
+	case h.streamID == 0:
+		return connError(ProtocolError, "PRIORITY on stream 0")
+	case len(p) != 5:
+		return streamError(h.streamID, FrameSizeError, "PRIORITY length not 5")
+	case binary.BigEndian.Uint32(p)&maxStreamID == h.streamID:
+		return streamError(h.streamID, ProtocolError, "stream depends on itself")
+	case !in.meters.control.add(1, controlBurst, controlRate):
+		return connError(EnhanceYourCalm, "too many control frames")
+	}
+	return nil
+}
+
+// onRSTStream ends a stream at the peer's wish (RFC 9113, section 6.4).
+func (c *Conn) onRSTStream(h frameHeader, p []byte) error {
+	if h.streamID == 0 {
+		return connError(ProtocolError, "RST_STREAM on stream 0")
+	}
+	if len(p) != 4 {
+		return connError(FrameSizeError, "RST_STREAM length not 4")
+	}
+	c.stats.resetsIn.Add(1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.idle(h.streamID) {
+		return connError(ProtocolError, "RST_STREAM on an idle stream")
+	}
+	s := c.streams[h.streamID]
+	if s == nil {
+		if !c.in.meters.control.add(1, controlBurst, controlRate) {
+			return connError(EnhanceYourCalm, "too many frames on closed streams")
+		}
+		return nil
+	}
+	early := !s.own && !s.answered
+	c.endReset(s, &StreamError{StreamID: s.id, Code: ErrCode(binary.BigEndian.Uint32(p)), By: Peer})
+	if early && !c.in.meters.peerResets.add(1, peerResetBurst, peerResetRate) {
+		return connError(EnhanceYourCalm, "too many streams reset before their answer")
+	}
+	return nil
+}
+
+// onWindowUpdate adds send credit (RFC 9113, section 6.9).
+func (c *Conn) onWindowUpdate(h frameHeader, p []byte) error {
+	if len(p) != 4 {
+		return connError(FrameSizeError, "WINDOW_UPDATE length not 4")
+	}
+	n := int64(binary.BigEndian.Uint32(p) & maxWindow)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.allowance > 0 {
+		c.allowance--
+	} else if !c.in.meters.windowUpdates.add(1, windowUpdateBurst, windowUpdateRate) {
+		return connError(EnhanceYourCalm, "too many WINDOW_UPDATE frames")
+	}
+	if h.streamID == 0 {
+		if n == 0 {
+			return connError(ProtocolError, "WINDOW_UPDATE of 0 on the connection")
+		}
+		if !c.sendWindow.grant(n) {
+			return connError(FlowControlError, "connection window above 2^31-1")
+		}
+		if !c.busy && c.sendable() {
+			c.passRole()
+		}
+		return nil
+	}
+	if c.idle(h.streamID) {
+		return connError(ProtocolError, "WINDOW_UPDATE on an idle stream")
+	}
+	s := c.streams[h.streamID]
+	if s == nil {
+		return nil // it may have been on its way when the stream ended (section 5.1)
+	}
+	if n == 0 {
+		return streamError(s.id, ProtocolError, "WINDOW_UPDATE of 0")
+	}
+	if !s.send.grant(n) {
+		return streamError(s.id, FlowControlError, "stream window above 2^31-1")
+	}
+	c.maySend(s)
+	return nil
+}
+
+// resetOffender answers a stream error with RST_STREAM, and counts it: a peer that makes us reset many
+// streams is up to no good (CVE-2019-9514, CVE-2025-8671).
+func (c *Conn) resetOffender(err *StreamError) *ConnError {
+	c.mu.Lock()
+	cost := 1.0
+	if s := c.streams[err.StreamID]; s != nil {
+		if !s.own {
+			cost = handlerResetCost
+		}
+		s.abort(err)
+		defer s.dropReceived(err)
+	} else {
+		c.queueReset(err.StreamID, err.Code)
+		c.forgetReset(err.StreamID)
+	}
+	if c.in.data.stream != nil && c.in.data.stream.id == err.StreamID {
+		c.in.data.stream = nil
+	}
+	fits := c.queueAnswer()
+	c.mu.Unlock()
+	c.log.Debug("stream reset", "conn", c.nc.RemoteAddr(), "stream", err.StreamID, "err", err)
+	if !fits {
+		return connError(EnhanceYourCalm, "too many answers queued")
+	}
+	if !c.in.meters.ownResets.add(cost, ownResetBurst, ownResetRate) {
+		return connError(EnhanceYourCalm, "too many stream errors; last: "+err.Reason)
+	}
+	return nil
+}
+
+var errEOF = io.EOF

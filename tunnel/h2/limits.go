@@ -1,0 +1,198 @@
+package h2
+
+import (
+	"log/slog"
+	"time"
+)
+
+// The limits of a connection, each with its reason. Config has a field for every one of them.
+const (
+	// DefaultStreamWindow is the window of a new stream: 64 KiB holds the bandwidth-delay product of a
+	// local network, and 200 stalled streams hold at most 12.5 MiB.
+	DefaultStreamWindow = 64 << 10
+	// DefaultMaxStreamWindow bounds growth: 16 MiB carries 1.3 Gbit/s over 100 ms.
+	DefaultMaxStreamWindow = 16 << 20
+	// DefaultConnWindow is the connection's receive window, what HBONE peers announce as well. It is
+	// given back on receipt while the budget has room, so it bounds only what is on its way.
+	DefaultConnWindow = 16 << 20
+	// DefaultMaxFrameBytes is the SETTINGS_MAX_FRAME_SIZE offered: as HBONE peers do. DATA is passed on
+	// as it arrives, so a large frame costs no buffer.
+	DefaultMaxFrameBytes = 1 << 20
+	// DefaultMaxStreams is the number of streams a peer may have open on one connection.
+	DefaultMaxStreams = 200
+	// DefaultMaxHeaderListBytes is SETTINGS_MAX_HEADER_LIST_SIZE, as HBONE peers announce it.
+	DefaultMaxHeaderListBytes = 64 << 10
+	// DefaultMaxHeaderFields bounds the fields of one message; 431 above it.
+	DefaultMaxHeaderFields = 128
+	// DefaultMaxHeaderBlockBytes bounds one encoded header block; the connection ends above it
+	// (VU#421644).
+	DefaultMaxHeaderBlockBytes = 64 << 10
+	// DefaultMaxDecodedBytes bounds what one block may expand to before the connection ends, so that
+	// HPACK references cannot make a small block cost much (CVE-2016-6581).
+	DefaultMaxDecodedBytes = 256 << 10
+	// DefaultMaxContinuations bounds the CONTINUATION frames of one block, empty ones included.
+	DefaultMaxContinuations = 8
+	// DefaultMaxInform bounds the 1xx answers to one request.
+	DefaultMaxInform = 16
+	// DefaultMaxQueuedControl bounds answers that the peer makes us queue while it does not read
+	// (CVE-2019-9512, 9515).
+	DefaultMaxQueuedControl = 500
+	// DefaultMaxEmptyData bounds consecutive DATA frames without data or END_STREAM (CVE-2019-9518).
+	DefaultMaxEmptyData = 100
+	// DefaultSplinters is how many tiny DATA frames that a sender should have joined are taken at once;
+	// see splinterBelow.
+	DefaultSplinters = 25600
+	// DefaultMaxSettings bounds the parameters of one SETTINGS frame.
+	DefaultMaxSettings = 32
+
+	// DefaultPingInterval and DefaultPingTimeout: a connection that is silent for the interval is asked,
+	// and dead when it stays silent for the timeout.
+	DefaultPingInterval = 10 * time.Second
+	DefaultPingTimeout  = 20 * time.Second
+	// DefaultHandshakeTimeout bounds preface, first SETTINGS and the acknowledgement of ours.
+	DefaultHandshakeTimeout = 10 * time.Second
+	// DefaultHeaderTimeout bounds the time from HEADERS to END_HEADERS.
+	DefaultHeaderTimeout = 10 * time.Second
+	// DefaultIdleTimeout ends a connection that has had no stream for so long.
+	DefaultIdleTimeout = 5 * time.Minute
+	// DefaultCloseDelay is how long the socket of an offender is held, unread, after GOAWAY: it caps
+	// what one connection can cost.
+	DefaultCloseDelay = time.Second
+)
+
+// Leaking buckets: so many at once, and so many more each second.
+const (
+	// A peer's resets before our answer (CVE-2023-44487).
+	peerResetBurst, peerResetRate = 500, 33
+	// Resets that a peer's protocol errors make us send (CVE-2025-8671); one with a handler behind it
+	// costs handlerResetCost.
+	ownResetBurst, ownResetRate = 100, 10
+	handlerResetCost            = 10
+	// PING, SETTINGS, PRIORITY, WINDOW_UPDATE on streams that are gone and unknown frames.
+	controlBurst, controlRate = 1000, 100
+	// Oddities that are no error by themselves: a second GOAWAY, frames on closed streams.
+	glitchBurst, glitchRate = 100, 10
+	// WINDOW_UPDATE frames beyond those that answer our DATA.
+	windowUpdateBurst, windowUpdateRate = 2000, 1000
+)
+
+// splinterBelow is the size of a DATA frame that counts as a splinter when it directly follows another
+// frame of its stream in one record: a sender that coalesces would have sent one frame. Keystrokes and
+// pings arrive in records of their own and never count. It costs the more the smaller it is.
+const splinterBelow = 256
+
+// splinterRate is how many splinters a second are taken in the long run: what they cost then is a few
+// hundredths of a core.
+const splinterRate = 100_000
+
+// Config sets the limits and hooks of a connection. Zero means the default named at the field, negative
+// means off where that is said. A Config is not changed after it was handed over and may serve many
+// connections.
+type Config struct {
+	// Handler is called in a goroutine of its own for every stream that the peer opens. It, or whom it
+	// hands the stream to, must call Stream.Close. Nil: peers may open no stream.
+	Handler func(*Stream)
+	// OnPush is called by the reader of the connection for every promise on a stream that we opened; it
+	// must not block. The promised stream must be closed. Nil with EnablePush: promises are refused.
+	OnPush func(parent *Stream, promise *Header, promised *Stream)
+	// OnInform is called for a 1xx answer to a request of ours, by the reader; it must not block.
+	OnInform func(s *Stream, h *Header)
+	// OnOffence is called once with what made us end a connection; it must not block.
+	OnOffence func(c *Conn, err *ConnError)
+	// Budget is shared by all connections of the process. Nil: buffers are not bounded as a whole.
+	Budget *Budget
+	// Logger gets Debug lines about the connection. Nil: none.
+	Logger *slog.Logger
+
+	// EnablePush lets a server send promises (client role; RFC 9113, section 6.5.2).
+	EnablePush bool
+	// EnableConnectProtocol announces extended CONNECT (server role; RFC 8441, section 3).
+	EnableConnectProtocol bool
+
+	StreamWindow        int32         // first receive window of a stream, bytes; 0: DefaultStreamWindow
+	MaxStreamWindow     int32         // greatest receive window of a stream, bytes; 0: DefaultMaxStreamWindow
+	ConnWindow          int32         // receive window of the connection, bytes; 0: DefaultConnWindow
+	MaxFrameBytes       uint32        // greatest frame payload accepted; 0: DefaultMaxFrameBytes
+	MaxStreams          uint32        // streams the peer may have open; 0: DefaultMaxStreams
+	MaxHeaderListBytes  uint32        // header list in RFC 9113, section 6.5.2 bytes; 0: DefaultMaxHeaderListBytes
+	MaxHeaderFields     int           // fields of one message; 0: DefaultMaxHeaderFields
+	MaxHeaderBlockBytes int           // encoded header block; 0: DefaultMaxHeaderBlockBytes
+	MaxDecodedBytes     int           // decoded header block; 0: DefaultMaxDecodedBytes
+	MaxContinuations    int           // CONTINUATION frames of a block; 0: DefaultMaxContinuations
+	MaxInform           int           // 1xx answers to a request; 0: DefaultMaxInform
+	MaxQueuedControl    int           // queued answers; 0: DefaultMaxQueuedControl
+	MaxEmptyData        int           // consecutive empty DATA frames; 0: DefaultMaxEmptyData
+	Splinters           int           // tiny DATA frames in a burst; 0: DefaultSplinters, negative: off
+	MaxSettings         int           // parameters of a SETTINGS frame; 0: DefaultMaxSettings
+	PingInterval        time.Duration // silence before a PING; 0: DefaultPingInterval, negative: off
+	PingTimeout         time.Duration // silence after a PING; 0: DefaultPingTimeout
+	HandshakeTimeout    time.Duration // preface and SETTINGS; 0: DefaultHandshakeTimeout, negative: off
+	HeaderTimeout       time.Duration // HEADERS to END_HEADERS; 0: DefaultHeaderTimeout, negative: off
+	IdleTimeout         time.Duration // without streams; 0: DefaultIdleTimeout, negative: off
+	CloseDelay          time.Duration // socket held after a violation; 0: DefaultCloseDelay, negative: off
+}
+
+// or returns v, or def where v is zero.
+func or[T int | int32 | uint32 | time.Duration](v, def T) T {
+	if v == 0 {
+		return def
+	}
+	return v
+}
+
+// withDefaults returns a copy with every zero replaced.
+func (c *Config) withDefaults() *Config {
+	var d Config
+	if c != nil {
+		d = *c
+	}
+	d.StreamWindow = or(d.StreamWindow, DefaultStreamWindow)
+	d.MaxStreamWindow = max(or(d.MaxStreamWindow, DefaultMaxStreamWindow), d.StreamWindow)
+	d.ConnWindow = max(or(d.ConnWindow, DefaultConnWindow), initialWindow)
+	d.MaxFrameBytes = min(max(or(d.MaxFrameBytes, DefaultMaxFrameBytes), minMaxFrame), maxMaxFrame)
+	d.MaxStreams = or(d.MaxStreams, DefaultMaxStreams)
+	d.MaxHeaderListBytes = or(d.MaxHeaderListBytes, DefaultMaxHeaderListBytes)
+	d.MaxHeaderFields = or(d.MaxHeaderFields, DefaultMaxHeaderFields)
+	d.MaxHeaderBlockBytes = or(d.MaxHeaderBlockBytes, DefaultMaxHeaderBlockBytes)
+	d.MaxDecodedBytes = or(d.MaxDecodedBytes, DefaultMaxDecodedBytes)
+	d.MaxContinuations = or(d.MaxContinuations, DefaultMaxContinuations)
+	d.MaxInform = or(d.MaxInform, DefaultMaxInform)
+	d.MaxQueuedControl = or(d.MaxQueuedControl, DefaultMaxQueuedControl)
+	d.MaxEmptyData = or(d.MaxEmptyData, DefaultMaxEmptyData)
+	d.Splinters = or(d.Splinters, DefaultSplinters)
+	d.MaxSettings = or(d.MaxSettings, DefaultMaxSettings)
+	d.PingInterval = or(d.PingInterval, DefaultPingInterval)
+	d.PingTimeout = or(d.PingTimeout, DefaultPingTimeout)
+	d.HandshakeTimeout = or(d.HandshakeTimeout, DefaultHandshakeTimeout)
+	d.HeaderTimeout = or(d.HeaderTimeout, DefaultHeaderTimeout)
+	d.IdleTimeout = or(d.IdleTimeout, DefaultIdleTimeout)
+	d.CloseDelay = or(d.CloseDelay, DefaultCloseDelay)
+	return &d
+}
+
+// bucket is a leaking bucket: it takes burst at once and drains at rate per second. The zero level is
+// empty; the time of the last drop is kept with the level, so an idle bucket costs nothing.
+type bucket struct {
+	level float64
+	last  time.Time
+}
+
+// add puts n in and reports whether the bucket still holds it.
+func (b *bucket) add(n, burst, rate float64) bool {
+	now := time.Now()
+	if !b.last.IsZero() {
+		b.level = max(0, b.level-now.Sub(b.last).Seconds()*rate)
+	}
+	b.last = now
+	b.level += n
+	return b.level <= burst
+}
+
+// meters count what one peer does on one connection. Owned by readLoop.
+type meters struct {
+	peerResets, ownResets, control, glitches, windowUpdates, splinters bucket
+
+	emptyData  int    // consecutive empty DATA frames
+	splinter   int    // bytes wasted by tiny frames
+	lastTinyID uint32 // stream of the tiny DATA frame parsed last in this record
+}

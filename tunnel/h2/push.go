@@ -1,0 +1,97 @@
+package h2
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// Push promises a request on behalf of the peer (RFC 9113, section 8.4) and returns the stream on which
+// it is answered, with Respond and Write. The stream it is called on must be open and the peer's; the
+// promise must be safe and without content (GET or HEAD). Errors: ErrPushDisabled, what is wrong with
+// the promise, that the peer has as many promises as it takes, or why the stream ended.
+func (s *Stream) Push(promise *Header) (*Stream, error) {
+	if promise.Method != "GET" && promise.Method != "HEAD" || promise.Status != 0 {
+		return nil, fmt.Errorf("promise of method %q; only GET and HEAD can be pushed", promise.Method)
+	}
+	if promise.Authority == "" {
+		return nil, errors.New("promise without authority")
+	}
+	if reason := promise.check(); reason != "" {
+		return nil, fmt.Errorf("malformed promise: %s", reason)
+	}
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.client || s.own || !c.peer.push:
+		return nil, ErrPushDisabled
+	case s.werr != nil:
+		return nil, s.werr
+	case !s.state.canSend():
+		return nil, errWriteClosed
+	case c.draining || c.peerGoAway || c.nextID > maxStreamID-reservedIDs:
+		return nil, ErrDraining
+	case c.slots() <= 0:
+		return nil, ErrTooManyPromises
+	}
+	p := c.newStream(c.nextID, true, promise)
+	p.state = stateReservedLocal
+	p.eof = true // nothing can come
+	c.nextID += 2
+	c.addStream(p)
+	prefix := binary.BigEndian.AppendUint32(nil, p.id)
+	c.queueHeaders(framePushPromise, 0, s.id, prefix, promise.each)
+	c.stats.opened.Add(1)
+	c.flush()
+	return p, nil
+}
+
+// ErrTooManyPromises is returned by Stream.Push while the peer has as many promised streams as its
+// SETTINGS_MAX_CONCURRENT_STREAMS allows.
+var ErrTooManyPromises = errors.New("peer accepts no more promised streams now")
+
+// promised handles a complete PUSH_PROMISE (RFC 9113, section 6.6).
+func (c *Conn) promised(b *openBlock) error {
+	c.mu.Lock()
+	parent := c.streams[b.id]
+	switch {
+	case b.promised%2 != 0 || b.promised <= c.lastPeerID:
+		c.mu.Unlock()
+		return connError(ProtocolError, "promise of a stream id that cannot be promised")
+	case parent == nil && (c.idle(b.id) || !c.isOwnID(b.id)):
+		c.mu.Unlock()
+		return connError(ProtocolError, "promise on a stream that we have not opened")
+	case parent != nil && !parent.state.canReceive():
+		c.mu.Unlock()
+		return connError(ProtocolError, "promise on a stream that the peer has ended")
+	}
+	c.lastPeerID = b.promised
+	reason := b.checkKind(requestBlock)
+	code := NoError
+	switch {
+	case b.over || reason != "" || b.h.Method != "GET" && b.h.Method != "HEAD" || b.h.Authority == "":
+		c.mu.Unlock()
+		// RFC 9113, section 8.4: a promise that is not safe, has content or has no :authority is a stream
+		// error PROTOCOL_ERROR.
+		return streamError(b.promised, ProtocolError, "promise that is malformed or not safe: "+reason)
+	case parent == nil || parent.userDone || c.cfg.OnPush == nil:
+		code = Cancel
+	case !c.admit():
+		code = RefusedStream
+	}
+	if code != NoError {
+		c.queueReset(b.promised, code)
+		c.forgetReset(b.promised)
+		c.mu.Unlock()
+		return nil
+	}
+	h := b.h
+	p := c.newStream(b.promised, false, &h)
+	p.state = stateReservedRemote
+	c.addStream(p)
+	c.stats.accepted.Add(1)
+	c.mu.Unlock()
+	c.cfg.OnPush(parent, &h, p)
+	return nil
+}

@@ -1,0 +1,337 @@
+package h2
+
+import (
+	"io"
+	"net"
+	"time"
+)
+
+// segment is a run of received bytes in a buffer that it holds.
+type segment struct {
+	buf      *buffer
+	off, end int
+	private  bool // no other segment and not the reader refers to buf: more may be copied behind end
+}
+
+func (g *segment) bytes() []byte { return g.buf.b[g.off:g.end] }
+
+// recvQueue holds what was received and not read.
+type recvQueue struct {
+	segs []segment
+	head int
+}
+
+func (q *recvQueue) empty() bool { return q.head == len(q.segs) }
+
+// pinFraction bounds what a small piece may keep alive: a piece below this part of its buffer is copied.
+const pinFraction = 8
+
+// add appends buf.b[off:end]. Pieces of one frame that lie side by side become one segment, large ones
+// are held by reference and small ones are copied, so that a stream that is not read pins little more
+// than its bytes.
+func (q *recvQueue) add(buf *buffer, off, end int, budget *Budget) {
+	if n := len(q.segs); n > q.head {
+		last := &q.segs[n-1]
+		if last.buf == buf && last.end == off {
+			last.end = end
+			return
+		}
+		if room := len(last.buf.b) - last.end; last.private && room >= end-off {
+			last.end += copy(last.buf.b[last.end:], buf.b[off:end])
+			return
+		}
+	}
+	if (end-off)*pinFraction >= len(buf.b) {
+		buf.hold()
+		q.segs = append(q.segs, segment{buf: buf, off: off, end: end})
+		return
+	}
+	own := getBuffer(end-off, budget)
+	copy(own.b, buf.b[off:end])
+	q.segs = append(q.segs, segment{buf: own, end: end - off, private: true})
+}
+
+// pop removes the first segment; the caller releases its buffer.
+func (q *recvQueue) pop() segment {
+	g := q.segs[q.head]
+	q.segs[q.head] = segment{}
+	q.advance()
+	return g
+}
+
+// keepSegments is the queue length that an empty queue keeps room for.
+const keepSegments = 8
+
+func (q *recvQueue) advance() {
+	q.head++
+	if q.head < len(q.segs) {
+		return
+	}
+	q.head, q.segs = 0, q.segs[:0]
+	if cap(q.segs) > keepSegments {
+		q.segs = nil
+	}
+}
+
+// read copies to p and releases what was used up.
+func (q *recvQueue) read(p []byte) (n int) {
+	for n < len(p) && !q.empty() {
+		g := &q.segs[q.head]
+		k := copy(p[n:], g.bytes())
+		n += k
+		if g.off += k; g.off == g.end {
+			g.buf.release()
+			*g = segment{}
+			q.advance()
+		}
+	}
+	return n
+}
+
+// drop releases everything and returns how many bytes that was.
+func (q *recvQueue) drop() (n int) {
+	for !q.empty() {
+		g := q.pop()
+		n += g.end - g.off
+		g.buf.release()
+	}
+	q.segs = nil
+	return n
+}
+
+// Read reads received bytes. It blocks until there are some, the peer has ended its side (io.EOF), the
+// read deadline passes (os.ErrDeadlineExceeded), the stream is reset (*StreamError) or the connection
+// ends (*ConnError). Bytes received before a reset by the peer are delivered first.
+func (s *Stream) Read(p []byte) (int, error) {
+	s.mu.Lock()
+	for {
+		if err := s.readErr(); err != nil {
+			s.mu.Unlock()
+			return 0, err
+		}
+		if len(p) == 0 || !s.queue.empty() {
+			break
+		}
+		s.rcond.Wait()
+	}
+	n := s.queue.read(p)
+	grant := s.consumed(n)
+	s.mu.Unlock()
+	s.c.credit(s, grant)
+	return n, nil
+}
+
+// readErr is why Read returns no bytes, nil where it has some or must wait. Called with mu held.
+func (s *Stream) readErr() error {
+	switch {
+	case s.rclosed:
+		return net.ErrClosed
+	case s.rdeadline.passed():
+		return errDeadline
+	case !s.queue.empty():
+		return nil
+	case s.eof:
+		return io.EOF
+	}
+	return s.rerr
+}
+
+// consumed notes that the user has taken n bytes and returns the credit to grant. A stream that used
+// half of its window in little more than a round trip gets a larger one, up to what the connection's
+// estimate and the budget allow. Called with mu held.
+func (s *Stream) consumed(n int) (grant uint32) {
+	if s.queue.empty() {
+		s.stalledAt = 0
+	} else if n > 0 {
+		s.stalledAt = s.c.lastRead.Load()
+	}
+	if s.eof || s.rerr != nil || n == 0 {
+		return 0
+	}
+	grant = s.flow.consume(n)
+	if grant == 0 {
+		return 0
+	}
+	now := time.Now().UnixNano()
+	goal := s.c.windowGoal.Load()
+	fast := s.lastGrant == 0 || now-s.lastGrant < growWithin*max(s.c.rtt.Load(), int64(time.Millisecond))
+	if goal > int64(s.flow.size) && fast && s.c.cfg.Budget.roomy() {
+		more := int32(min(goal, int64(s.c.cfg.MaxStreamWindow))) - s.flow.size
+		s.flow.size += more
+		s.flow.window += more
+		grant += uint32(more)
+		s.c.stats.windowGrowth.Add(1)
+	}
+	s.lastGrant = now
+	return grant
+}
+
+// growWithin is in how many round trips a stream must use half of its window to get a larger one.
+const growWithin = 4
+
+// receive takes a piece of DATA. Called by readLoop.
+func (s *Stream) receive(buf *buffer, off, end int) {
+	s.mu.Lock()
+	if s.rclosed || s.rerr != nil {
+		s.mu.Unlock()
+		return
+	}
+	if s.queue.empty() {
+		s.stalledAt = s.c.lastRead.Load()
+	}
+	s.queue.add(buf, off, end, s.c.cfg.Budget)
+	s.wakeReader()
+	s.mu.Unlock()
+}
+
+// wakeReader tells whoever reads. Called with mu held.
+func (s *Stream) wakeReader() {
+	if p := s.pipe; p != nil {
+		if !p.running {
+			p.running = true
+			go s.pipeLoop(p) // ends when nothing is left to write; the stream's end or a failing sink ends the pipe
+		}
+		return
+	}
+	s.rcond.Broadcast()
+}
+
+// endReceive ends the receiving side: cleanly with io.EOF, or with the error of a reset.
+func (s *Stream) endReceive(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.eof || s.rerr != nil {
+		if err == io.EOF || s.rerr != nil {
+			return
+		}
+	}
+	if err == io.EOF {
+		s.eof = true
+	} else {
+		if !s.eof {
+			s.rerr = err
+		}
+		if s.doneCh != nil {
+			select {
+			case <-s.doneCh:
+			default:
+				close(s.doneCh)
+			}
+		}
+	}
+	s.wakeReader()
+}
+
+// dropReceived throws away what was received, for a stream that we reset or closed.
+func (s *Stream) dropReceived(err error) {
+	s.mu.Lock()
+	if err == net.ErrClosed {
+		s.rclosed = true
+		s.rdeadline.stop()
+	}
+	s.queue.drop()
+	s.stalledAt = 0
+	s.wakeReader()
+	s.mu.Unlock()
+	s.c.credit(nil, 0)
+}
+
+// WriteTo writes received bytes to w until io.EOF, each from the buffer in which it arrived. It returns
+// how much that was; an error of w comes back as *SinkError.
+func (s *Stream) WriteTo(w io.Writer) (total int64, err error) {
+	for {
+		s.mu.Lock()
+		for s.queue.empty() {
+			if err := s.readErr(); err != nil {
+				s.mu.Unlock()
+				if err == io.EOF {
+					err = nil
+				}
+				return total, err
+			}
+			s.rcond.Wait()
+		}
+		n, err := s.writeSegment(w)
+		total += int64(n)
+		if err != nil {
+			return total, err
+		}
+	}
+}
+
+// writeSegment takes the first segment off the queue and writes it to w. Called with mu held, returns
+// without.
+func (s *Stream) writeSegment(w io.Writer) (int, error) {
+	g := s.queue.pop()
+	s.mu.Unlock()
+	n, err := w.Write(g.bytes())
+	g.buf.release()
+	s.mu.Lock()
+	grant := s.consumed(g.end - g.off)
+	s.mu.Unlock()
+	s.c.credit(s, grant)
+	if err != nil {
+		return n, &SinkError{err}
+	}
+	return n, nil
+}
+
+// SinkError is returned by Stream.WriteTo, and given to the done function of Stream.Pipe, when the
+// writer failed, as opposed to the stream.
+type SinkError struct{ Err error }
+
+// Error is the text of the writer's error.
+func (e *SinkError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the writer's error.
+func (e *SinkError) Unwrap() error { return e.Err }
+
+// pipe is where received bytes go by themselves. Guarded by Stream.mu, except dst and done.
+type pipe struct {
+	dst     io.Writer
+	done    func(n int64, err error)
+	n       int64
+	running bool // pipeLoop runs
+}
+
+// Pipe writes received bytes to dst from a goroutine that exists only while there are bytes, so an idle
+// stream costs none. done is called once, without locks: with nil after the peer's END_STREAM and the
+// last byte, else with why the stream ended, or with a *SinkError. After Pipe the stream must not be
+// read otherwise. Pipe returns at once.
+func (s *Stream) Pipe(dst io.Writer, done func(n int64, err error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pipe = &pipe{dst: dst, done: done}
+	if !s.queue.empty() || s.eof || s.rerr != nil || s.rclosed {
+		s.wakeReader()
+	}
+}
+
+// pipeLoop writes what is there and ends; receive starts it again.
+func (s *Stream) pipeLoop(p *pipe) {
+	for {
+		s.mu.Lock()
+		if s.queue.empty() || s.rclosed {
+			var err error
+			switch {
+			case s.rclosed:
+				err = net.ErrClosed
+			case !s.eof:
+				err = s.rerr
+			}
+			ended := s.rclosed || s.eof || s.rerr != nil
+			p.running = ended
+			s.mu.Unlock()
+			if ended {
+				p.done(p.n, err) // running stays set: no other loop starts
+			}
+			return
+		}
+		n, err := s.writeSegment(p.dst)
+		p.n += int64(n)
+		if err != nil {
+			p.done(p.n, err) // running stays set: no other loop starts
+			return
+		}
+	}
+}

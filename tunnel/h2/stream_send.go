@@ -1,0 +1,225 @@
+package h2
+
+import (
+	"errors"
+	"io"
+	"net"
+	"syscall"
+)
+
+// errWriteClosed is what Write returns after CloseWrite.
+var errWriteClosed = errors.New("write after CloseWrite")
+
+// Write sends p as DATA frames and returns how many bytes went out. It blocks while the peer's windows
+// are empty (RFC 9113, section 5.2) or other streams have their turn, until the write deadline passes
+// (os.ErrDeadlineExceeded), the stream is reset (*StreamError) or the connection ends (*ConnError). p is
+// not kept. Several Writes at a time take turns.
+func (s *Stream) Write(p []byte) (int, error) { return s.transmit(p, nil, false) }
+
+// CloseWrite sends END_STREAM: the peer reads io.EOF after what was written before. Reading goes on. It
+// waits for a Write under way.
+func (s *Stream) CloseWrite() error {
+	_, err := s.transmit(nil, nil, true)
+	if errors.Is(err, errWriteClosed) {
+		return nil
+	}
+	return err
+}
+
+// transmit sends p, which is frame[frameHeaderLen:] where frame is given, and END_STREAM with end.
+func (s *Stream) transmit(p, frame []byte, end bool) (n int, err error) {
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for s.out.active && s.werr == nil && !s.wdeadline.passed() {
+		s.wcond.Wait()
+	}
+	if err := s.sendErr(); err != nil {
+		return 0, err
+	}
+	if len(p) == 0 && !end {
+		return 0, nil
+	}
+	o := &s.out
+	o.active, o.p, o.frame, o.end = true, p, frame, end
+	c.enqueue(s)
+	for {
+		if o.done() {
+			break
+		}
+		if !o.inFlight {
+			if err = s.sendErr(); err != nil {
+				break
+			}
+			if !c.busy && o.queued && c.sendable() {
+				c.writeRounds(s, foreignBatches)
+				continue
+			}
+		}
+		s.wcond.Wait()
+	}
+	n = len(p) - len(o.p)
+	c.ring.remove(s)
+	o.active, o.p, o.frame, o.end = false, nil, nil, false
+	s.wcond.Broadcast() // another Write may wait for its turn, or CloseWrite
+	if err != nil && !c.busy && c.sendable() {
+		c.passRole() // it may have been passed to this Write
+	}
+	return n, err
+}
+
+// sendErr is why nothing can be sent now. Called with c.mu held.
+func (s *Stream) sendErr() error {
+	switch {
+	case s.werr != nil:
+		return s.werr
+	case s.wdeadline.passed():
+		return errDeadline
+	case s.c.err != nil:
+		return s.c.err
+	case !s.state.canSend():
+		return errWriteClosed
+	}
+	return nil
+}
+
+// waitWindow waits until the peer has left the stream some window and returns it, at most limit bytes.
+func (s *Stream) waitWindow(limit int) (int, error) {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	for {
+		if err := s.sendErr(); err != nil {
+			return 0, err
+		}
+		if s.send.window > 0 {
+			return int(min(int64(limit), s.send.window)), nil
+		}
+		s.wcond.Wait()
+	}
+}
+
+// ReadFrom sends what r delivers until io.EOF, and returns how much that was; it does not send
+// END_STREAM. Bytes are read straight into a pooled buffer with room for the frame header. No buffer is
+// held while the peer's window is empty, nor, where r is a socket (syscall.Conn), while r is silent.
+// Errors of r are returned as *SourceError, others are the stream's.
+func (s *Stream) ReadFrom(r io.Reader) (total int64, err error) {
+	src := newSource(r)
+	for {
+		window, err := s.waitWindow(quantumBytes)
+		if err != nil {
+			return total, err
+		}
+		buf, n, err := src.read(window, s.c.cfg.Budget)
+		if n > 0 {
+			frame := buf.b[:frameHeaderLen+n]
+			var sent int
+			var werr error
+			sent, werr = s.transmit(frame[frameHeaderLen:], frame, false)
+			total += int64(sent)
+			if werr != nil {
+				buf.release()
+				return total, werr
+			}
+		}
+		if buf != nil {
+			buf.release()
+		}
+		if err == io.EOF {
+			return total, nil
+		}
+		if err != nil {
+			return total, &SourceError{err}
+		}
+	}
+}
+
+// SourceError is returned by Stream.ReadFrom when its source failed, as opposed to the stream.
+type SourceError struct{ Err error }
+
+// Error is the text of the source's error.
+func (e *SourceError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the source's error.
+func (e *SourceError) Unwrap() error { return e.Err }
+
+// source reads into buffers that are taken when there is something to read.
+type source struct {
+	r    io.Reader
+	raw  syscall.RawConn // nil: r is no socket
+	size int             // of the next buffer: grows with what one read brings
+
+	// of the read under way; fields, so that the function given to raw.Read is made once
+	buf    *buffer
+	budget *Budget
+	limit  int
+	n      int
+	err    error
+	try    func(fd uintptr) bool
+}
+
+func newSource(r io.Reader) *source {
+	src := &source{r: r, size: smallBuffer}
+	if u, ok := r.(interface{ NetConn() net.Conn }); ok {
+		if nc := u.NetConn(); nc != nil && isSocket(nc) {
+			r = nc
+		}
+	}
+	if isSocket(r) {
+		if raw, err := r.(syscall.Conn).SyscallConn(); err == nil {
+			src.raw, src.try = raw, src.tryRead
+		}
+	}
+	return src
+}
+
+// isSocket reports whether reading the descriptor of r is the same as reading r.
+func isSocket(r any) bool {
+	switch r.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		return true
+	}
+	return false
+}
+
+// read returns a buffer with n bytes after the room for a frame header, at most limit. The caller
+// releases the buffer where it is not nil.
+func (s *source) read(limit int, budget *Budget) (buf *buffer, n int, err error) {
+	s.limit, s.budget = limit, budget
+	if s.raw == nil {
+		s.take()
+		s.n, s.err = s.r.Read(s.buf.b[frameHeaderLen:min(len(s.buf.b), frameHeaderLen+limit)])
+	} else if err := s.raw.Read(s.try); err != nil {
+		s.n, s.err = 0, err
+	}
+	buf, n, err = s.buf, s.n, s.err
+	s.buf = nil
+	if n+frameHeaderLen >= s.size && s.size < largeBuffer {
+		s.size *= 4
+	} else if n < smallBuffer/2 {
+		s.size = smallBuffer
+	}
+	return buf, n, err
+}
+
+func (s *source) take() { s.buf = getBuffer(min(s.size, frameHeaderLen+s.limit), s.budget) }
+
+// tryRead is called by the runtime when the socket may be readable; false waits for that.
+func (s *source) tryRead(fd uintptr) bool {
+	s.take()
+	for {
+		s.n, s.err = syscall.Read(int(fd), s.buf.b[frameHeaderLen:min(len(s.buf.b), frameHeaderLen+s.limit)])
+		if s.err != syscall.EINTR {
+			break
+		}
+	}
+	if s.err == syscall.EAGAIN {
+		s.buf.release()
+		s.buf = nil
+		return false
+	}
+	s.n = max(s.n, 0)
+	if s.n == 0 && s.err == nil {
+		s.err = io.EOF
+	}
+	return true
+}
