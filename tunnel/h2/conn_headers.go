@@ -244,7 +244,7 @@ func (c *Conn) answered(b *openBlock) error {
 	}
 	c.mu.Unlock()
 	if !c.client {
-		return streamError(b.id, ProtocolError, "HEADERS on a promise of ours")
+		return connError(ProtocolError, "HEADERS on a promise of ours")
 	}
 	return c.response(s, b)
 }

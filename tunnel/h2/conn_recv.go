@@ -185,6 +185,10 @@ func (in *inbound) step() (more bool, err error) {
 		return false, err
 	}
 	in.r += frameHeaderLen
+	if h.kind > frameContinuation {
+		in.data = dataFrame{left: int(h.length)}
+		return true, in.onUnknown()
+	}
 	if p = p[frameHeaderLen:]; len(p) < int(h.length) {
 		in.waits, in.wholeH = true, h
 		in.whole = append(in.whole[:0], p...)
@@ -237,8 +241,8 @@ func (in *inbound) checkOrder(h frameHeader) error {
 	return nil
 }
 
-// maxControlBytes bounds frames that are neither DATA nor header blocks: GOAWAY may carry debug data.
-const maxControlBytes = 16 << 10
+// maxGoAwayBytes bounds what is collected of a GOAWAY: its debug data is for people.
+const maxGoAwayBytes = 16 << 10
 
 // checkLength bounds what is collected for a frame that is not DATA.
 func (in *inbound) checkLength(h frameHeader) error {
@@ -256,10 +260,9 @@ func (in *inbound) checkLength(h frameHeader) error {
 		if int(h.length)/6 > in.c.cfg.MaxSettings && h.length%6 == 0 {
 			return connError(EnhanceYourCalm, "too many settings in one frame")
 		}
-		fallthrough
-	default:
-		if h.length > maxControlBytes {
-			return connError(EnhanceYourCalm, "control frame too long")
+	case frameGoAway:
+		if h.length > maxGoAwayBytes {
+			return connError(EnhanceYourCalm, "GOAWAY with too much debug data")
 		}
 	}
 	return nil
@@ -287,7 +290,12 @@ func (in *inbound) onFrame(h frameHeader, p []byte) error {
 	case frameWindowUpdate:
 		return c.onWindowUpdate(h, p)
 	}
-	// RFC 9113, section 5.5: "Implementations MUST discard frames that have unknown or unsupported types."
+	panic("BUG: frame type without a method")
+}
+
+// onUnknown counts a frame of an unknown type, whose payload is skipped. RFC 9113, section 5.5:
+// "Implementations MUST discard frames that have unknown or unsupported types."
+func (in *inbound) onUnknown() error {
 	if !in.meters.control.add(1, controlBurst, controlRate) {
 		return connError(EnhanceYourCalm, "too many control frames")
 	}
@@ -369,6 +377,9 @@ func (c *Conn) onWindowUpdate(h frameHeader, p []byte) error {
 	s := c.streams[h.streamID]
 	if s == nil {
 		return nil // it may have been on its way when the stream ended (section 5.1)
+	}
+	if s.state == stateReservedRemote {
+		return connError(ProtocolError, "WINDOW_UPDATE on a promised stream")
 	}
 	if n == 0 {
 		return streamError(s.id, ProtocolError, "WINDOW_UPDATE of 0")

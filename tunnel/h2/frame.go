@@ -16,8 +16,6 @@ const (
 	frameGoAway       frameType = 0x7
 	frameWindowUpdate frameType = 0x8
 	frameContinuation frameType = 0x9
-
-	framePriorityUpdate frameType = 0x10 // RFC 9218, section 7.1
 )
 
 // Flags of RFC 9113, section 6. END_STREAM and ACK share a bit.

@@ -59,9 +59,9 @@ func (c *Conn) promised(b *openBlock) error {
 	case b.promised%2 != 0 || b.promised <= c.lastPeerID:
 		c.mu.Unlock()
 		return connError(ProtocolError, "promise of a stream id that cannot be promised")
-	case parent == nil && (c.idle(b.id) || !c.isOwnID(b.id)):
+	case parent == nil && !c.resetRecently(b.id) || !c.isOwnID(b.id):
 		c.mu.Unlock()
-		return connError(ProtocolError, "promise on a stream that we have not opened")
+		return connError(ProtocolError, "promise on a stream that we have not opened or that has ended")
 	case parent != nil && !parent.state.canReceive():
 		c.mu.Unlock()
 		return connError(ProtocolError, "promise on a stream that the peer has ended")
