@@ -1,0 +1,183 @@
+package capture
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+)
+
+// tape is a client whose bytes come in pieces of a given size, and which remembers what it was told.
+type tape struct {
+	loopConn
+	left     []byte
+	piece    int
+	told     bytes.Buffer
+	closed   bool
+	deadline time.Time
+}
+
+func (c *tape) Read(p []byte) (int, error) {
+	if c.closed {
+		return 0, net.ErrClosed
+	}
+	if len(c.left) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p[:min(len(p), c.piece)], c.left)
+	c.left = c.left[n:]
+	return n, nil
+}
+
+func (c *tape) Write(p []byte) (int, error) {
+	if c.closed {
+		return 0, net.ErrClosed
+	}
+	return c.told.Write(p)
+}
+
+func (c *tape) Close() error { c.closed = true; return nil }
+
+func (c *tape) SetDeadline(d time.Time) error { c.deadline = d; return nil }
+
+func FuzzSocks5Catch(f *testing.F) {
+	for _, says := range []string{
+		greetNone + connectAddr, greetNone + connectName + "payload", greetNone + connectV6, greetBoth + loginBob + connectName + "payload",
+		greetLogin + "\x01\x03bob\x00", greetNone + "\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00", greetNone + named("0x7f.1", 80), greetNone + named("::1", 80),
+		greetNone + named("Example.COM.", 80), "\x04\x01\x00\x50\xc0\x00\x02\x01\x00", "GET / HTTP/1.1\r\n\r\n", "\x05\xff", "",
+	} {
+		for _, piece := range []uint8{1, 255} {
+			f.Add([]byte(says), piece, true)
+			f.Add([]byte(says), piece, false)
+		}
+	}
+	ways := map[bool]*Socks5{false: newSocks5(f, Socks5Config{}), true: newSocks5(f, Socks5Config{Users: bob})}
+	f.Fuzz(func(t *testing.T, says []byte, piece uint8, login bool) {
+		nc := &tape{left: bytes.Clone(says), piece: max(1, int(piece))}
+		c, err := ways[login].Catch(nc)
+		if err != nil {
+			checkFailedCatch(t, nc, c, err)
+			return
+		}
+		if nc.closed || !nc.deadline.IsZero() {
+			t.Errorf("closed: %v, deadline: %v, want false and none", nc.closed, nc.deadline)
+		}
+		want := choseNone
+		if login {
+			want = choseLogin + loginGood
+			if c.User != "bob" || !bytes.Contains(says, []byte("\x01\x03bob\x06secret")) {
+				t.Errorf("user %q logged in with % x", c.User, says)
+			}
+		}
+		if nc.told.String() != want {
+			t.Errorf("client was told % x, want % x", nc.told.Bytes(), want)
+		}
+		checkDestination(t, c.Host, c.Addr)
+		if c.Port == 0 {
+			t.Error("port 0")
+		}
+		rest, err := io.ReadAll(c)
+		if err != nil || !bytes.HasSuffix(says, rest) || c.NetConn() != net.Conn(nc) {
+			t.Errorf("payload = % x, %v of % x", rest, err, says)
+		}
+		// What is payload is told by the length of what came before: parse it again, byte by byte.
+		again := &tape{left: bytes.Clone(says[:len(says)-len(rest)]), piece: 1}
+		if _, err := ways[login].Catch(again); err != nil || len(again.left) != 0 {
+			t.Errorf("the handshake by itself: %v with %d bytes left", err, len(again.left))
+		}
+	})
+}
+
+func checkFailedCatch(t *testing.T, nc *tape, c *Conn, err error) {
+	t.Helper()
+	var failed *HandshakeError
+	if c != nil || !errors.As(err, &failed) || failed.Cause == "" || failed.Came == "" || !nc.closed {
+		t.Fatalf("Catch = %v, %v, closed: %v", c, err, nc.closed)
+	}
+	if len(err.Error()) > 700 || strings.ContainsFunc(err.Error(), func(r rune) bool { return r < ' ' || r == 0x7F }) {
+		t.Errorf("error = %q, want a short printable one", err)
+	}
+	told := nc.told.String()
+	if (failed.Cause == CauseClosed) != (failed.Err != nil) {
+		t.Errorf("cause %q with error %v", failed.Cause, failed.Err)
+	}
+	if failed.Err != nil {
+		return
+	}
+	// A client that did something wrong is always told so, and told last.
+	no := strings.HasSuffix(told, choseNo) || strings.HasSuffix(told, loginBad)
+	for code := byte(1); code <= 8; code++ {
+		no = no || strings.HasSuffix(told, said(code))
+	}
+	if !no {
+		t.Errorf("client was told % x for %v", told, err)
+	}
+}
+
+// checkDestination checks that a destination is a canonical address or a name that no resolver takes for
+// an address.
+func checkDestination(t *testing.T, host string, addr netip.Addr) {
+	t.Helper()
+	if (host == "") != addr.IsValid() || addr.Is4In6() || addr.Zone() != "" {
+		t.Fatalf("host %q, addr %v, want exactly one of them", host, addr)
+	}
+	if host == "" {
+		return
+	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		t.Errorf("host %q is an address", host)
+	}
+	if len(host) > 253 || host != strings.ToLower(host) || strings.HasSuffix(host, ".") || strings.ContainsAny(host, " /\\:@%\x00") {
+		t.Errorf("host %q is not a DNS name", host)
+	}
+	if again, _, err := parseHost(host); again != host || err != nil {
+		t.Errorf("parseHost(%q) = %q, %v, want the same", host, again, err)
+	}
+}
+
+func FuzzNewForward(f *testing.F) {
+	for _, to := range []string{"a.example:80", "192.0.2.1:80", "[2001:db8::1]:80", "[::ffff:1.2.3.4]:1", "0x7f.1:80", ":80", "[]:80", "a:+80", "a:4294967376", "::1:80"} {
+		f.Add(to)
+	}
+	f.Fuzz(func(t *testing.T, to string) {
+		way, err := NewForward(to)
+		if err != nil {
+			return
+		}
+		checkDestination(t, way.host, way.addr)
+		if way.port == 0 {
+			t.Error("port 0")
+		}
+		host := way.host
+		if way.addr.IsValid() {
+			if !strings.Contains(to, way.addr.String()) {
+				t.Errorf("NewForward(%q) leads to %v", to, way.addr)
+			}
+			return
+		}
+		if !strings.HasPrefix(strings.ToLower(to), host) {
+			t.Errorf("NewForward(%q) leads to %q", to, host)
+		}
+	})
+}
+
+func FuzzUsersFile(f *testing.F) {
+	f.Add([]byte("# comment\nbob:secret\r\n\nann:a:b\n"))
+	f.Add([]byte("no colon\n:x\nx:\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		u := newUsers()
+		faults := u.addLines(text)
+		if lines := bytes.Count(text, []byte("\n")) + 1; len(faults)+len(u.digests) > lines {
+			t.Errorf("%d faults and %d users in %d lines", len(faults), len(u.digests), lines)
+		}
+		for name := range u.digests {
+			if name == "" || len(name) > 255 || u.valid(name, "") {
+				t.Errorf("user %q", name)
+			}
+		}
+	})
+}
