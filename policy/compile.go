@@ -1,0 +1,109 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+
+	"culvert/pki/spiffe"
+)
+
+// Config says who may pass and what may be reached. The zero value is the default policy alone and an egress
+// guard without entries. It must not be changed after it was handed over.
+type Config struct {
+	// Allow lists the peers that are let in besides those of this gateway's own trust domain and namespace,
+	// which always are. An entry is a SPIFFE ID with or without "spiffe://"
+	// ("cluster.local/ns/shop/sa/orders"), the beginning of one ("cluster.local/ns/shop/*"), the end of one
+	// ("*/sa/orders"), "*" for every peer that has an identity, or "any" for every peer, also one without.
+	// A "*" stands for any characters, also "/". Default: none.
+	Allow []string `yaml:"allow"`
+
+	// Egress lists what flows may reach through this gateway when it dials on their behalf: a name
+	// ("api.example.com"), all names below one ("*.example.com", not example.com itself), an address
+	// ("10.1.2.3", "2001:db8::1") or a range ("10.0.0.0/8"), each with an optional port
+	// ("api.example.com:443", "[2001:db8::1]:443", "10.0.0.0/8:443"), or "*" for all that is not guarded.
+	// With an entry here nothing else may be reached. Default: none, which allows every public address
+	// where a route leads to it.
+	//
+	// An entry also lifts the guard for what it names. An address or range lifts it for the guarded range in
+	// which it lies, so "10.1.0.0/16" opens private addresses, and neither "0.0.0.0/0" nor
+	// "169.254.0.0/16" opens the metadata service at 169.254.169.254, which wants "169.254.169.254" itself. A
+	// name lifts it for private addresses that the name resolves to, and never for loopback, link-local and
+	// metadata addresses and other special ranges (except that "localhost" opens loopback). Ports 22, 25 and
+	// those of a gateway's own use have to be written: "db.example.com:22".
+	Egress []string `yaml:"egress"`
+}
+
+// Validate reports all faults of c at once, each as an *EntryError inside one joined error, or nil.
+func (c *Config) Validate() error {
+	_, faults := compileAllow(c.Allow)
+	_, more := parseEntries(policyEgress, c.Egress)
+	return errors.Join(append(faults, more...)...)
+}
+
+// EntryError is a fault of one entry of a list in a configuration. Errors of Compile, CompileEgress and
+// Config.Validate are joined EntryErrors: their Unwrap() []error has one per faulty entry.
+type EntryError struct {
+	// Field is the list: "allow", "egress" or the name given to CompileEgress.
+	Field string
+	// Index is the entry's place in the list, from zero.
+	Index int
+	// Entry is the entry as it was written.
+	Entry string
+	// Reason says what is wrong with it and what would be right.
+	Reason string
+}
+
+// Error returns list, place, entry and reason on one line.
+func (e *EntryError) Error() string {
+	return fmt.Sprintf("%s[%d] %q: %s", e.Field, e.Index, e.Entry, e.Reason)
+}
+
+// Compile makes the Policy of c.Allow. All faulty entries are reported at once (see EntryError); then the
+// Policy is nil. c.Egress is left to CompileEgress.
+func Compile(c Config) (*Policy, error) {
+	p, faults := compileAllow(c.Allow)
+	if len(faults) > 0 {
+		return nil, errors.Join(faults...)
+	}
+	return p, nil
+}
+
+func compileAllow(entries []string) (*Policy, []error) {
+	p := &Policy{entries: len(entries), exact: make(map[spiffe.ID]Decision)}
+	var faults []error
+	for i, entry := range entries {
+		pr, fault := parsePrincipal(entry)
+		if fault != "" {
+			faults = append(faults, &EntryError{Field: policyAllow, Index: i, Entry: entry, Reason: fault})
+			continue
+		}
+		p.add(pr, Decision{
+			Allow:  true,
+			Policy: policyAllow,
+			Rule:   rule(policyAllow, i),
+			Reason: fmt.Sprintf("allow entry %q names the peer", entry),
+		})
+	}
+	return p, faults
+}
+
+// add puts an entry where Decide looks for it. Of two entries for the same peers the first one decides.
+func (p *Policy) add(pr principal, d Decision) {
+	switch pr.kind {
+	case anyone:
+		if !p.anyone.Allow {
+			p.anyone = d
+		}
+	case exactly:
+		if _, ok := p.exact[pr.id]; !ok {
+			p.exact[pr.id] = d
+		}
+	default:
+		p.patterns = append(p.patterns, pattern{principal: pr, decision: d})
+	}
+}
+
+// rule names entry i of the list called name, as in Decision.Rule.
+func rule(name string, i int) string {
+	return fmt.Sprintf("%s[%d]", name, i)
+}

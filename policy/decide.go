@@ -1,0 +1,149 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"culvert/pki/spiffe"
+)
+
+// Request is what one hop knows of a flow when it decides. Only Peer and Self take part in the decision
+// so far; the other fields are there for rules that select by destination and for the record.
+type Request struct {
+	// Peer is the authenticated other end; zero means that there is none, as on plain ingress.
+	Peer spiffe.ID
+	// Self is the identity of this gateway.
+	Self spiffe.ID
+	// Host is the destination when it is a name, else "".
+	Host string
+	// Addr is the destination when it is an address, after Unmap; else the zero Addr.
+	Addr netip.Addr
+	// Port is the destination's port.
+	Port uint16
+	// Listener is the name of the listener that accepted the flow.
+	Listener string
+	// Source is where the connection that carries the flow came from.
+	Source netip.AddrPort
+	// Local tells that the destination is this host's own.
+	Local bool
+}
+
+// Decision is the answer to a Request or to an egress question.
+type Decision struct {
+	// Allow tells whether the flow may go on.
+	Allow bool
+	// Policy is what decided: "default", "allow" or "egress".
+	Policy string
+	// Rule is the part of it that decided, a word to search the configuration or the documentation for:
+	// "same-namespace", "same-identity", "unauthenticated", "allow[2]", "egress[0]", "guard",
+	// "guard/link-local", "guard/port", "resolve", "unlisted". The number counts entries from zero.
+	Rule string
+	// Reason is one plain sentence for the operator of this gateway, without a full stop. It may name
+	// addresses and identities, so a peer is not shown it.
+	Reason string
+}
+
+// Names that Decision.Policy and Decision.Rule take.
+const (
+	policyDefault = "default"
+	policyAllow   = "allow"
+	policyEgress  = "egress"
+
+	ruleSameNamespace   = "same-namespace"
+	ruleSameIdentity    = "same-identity"
+	ruleUnauthenticated = "unauthenticated"
+)
+
+// Policy decides which peers may pass. The zero value is the default policy. It is made by Compile, never
+// changes, and may be used concurrently.
+type Policy struct {
+	entries  int                    // how many allow entries there are, for the reasons of refusals
+	exact    map[spiffe.ID]Decision // entries that name one identity
+	patterns []pattern              // entries with a wildcard, in the order of the configuration
+	anyone   Decision               // the entry "any"; Allow is false when there is none
+}
+
+// Decide tells whether the peer of r may pass and why. r must not be nil and is not kept. An allowed request
+// costs no allocation.
+func (p *Policy) Decide(r *Request) Decision {
+	if r.Peer.IsZero() {
+		if p.anyone.Allow {
+			return p.anyone
+		}
+		return Decision{
+			Policy: policyDefault,
+			Rule:   ruleUnauthenticated,
+			Reason: `the peer has no authenticated identity; it must show a client certificate with a SPIFFE ID, or "--allow any" must let everybody in`,
+		}
+	}
+	if d := byDefault(r.Peer, r.Self); d.Allow {
+		return d
+	}
+	if d, ok := p.exact[r.Peer]; ok {
+		return d
+	}
+	for i := range p.patterns {
+		if p.patterns[i].matches(r.Peer) {
+			return p.patterns[i].decision
+		}
+	}
+	if p.anyone.Allow {
+		return p.anyone
+	}
+	return p.refuse(r.Peer, r.Self)
+}
+
+// byDefault is the default policy: same trust domain and namespace. A namespace that is "" is none and equals
+// no other; then only the very same identity is the same. peer is not zero.
+func byDefault(peer, self spiffe.ID) Decision {
+	namespace := peer.Namespace()
+	switch {
+	case namespace != "" && namespace == self.Namespace() && peer.TrustDomain() == self.TrustDomain():
+		return Decision{
+			Allow:  true,
+			Policy: policyDefault,
+			Rule:   ruleSameNamespace,
+			Reason: "the peer has the trust domain and namespace of this gateway",
+		}
+	case peer == self:
+		return Decision{
+			Allow:  true,
+			Policy: policyDefault,
+			Rule:   ruleSameIdentity,
+			Reason: "the peer has the identity of this gateway",
+		}
+	}
+	return Decision{}
+}
+
+// refuse says why neither the default policy nor an allow entry lets peer in, and what would.
+func (p *Policy) refuse(peer, self spiffe.ID) Decision {
+	var b strings.Builder
+	fmt.Fprintf(&b, "peer %s ", peer)
+	switch namespace := peer.Namespace(); {
+	case peer.TrustDomain() != self.TrustDomain():
+		fmt.Fprintf(&b, "is of trust domain %q", peer.TrustDomain())
+	case namespace == "":
+		b.WriteString("has no path of the form /ns/NAMESPACE/sa/ACCOUNT")
+	default:
+		fmt.Fprintf(&b, "is in namespace %q", namespace)
+	}
+	switch {
+	case self.IsZero():
+		b.WriteString("; this gateway has no identity, so that its default policy allows nobody")
+	case self.Namespace() == "":
+		fmt.Fprintf(&b, "; the identity of this gateway, %s, has no namespace, so that its default policy allows only that identity", self)
+	default:
+		fmt.Fprintf(&b, "; the default policy allows only namespace %q of trust domain %q", self.Namespace(), self.TrustDomain())
+	}
+	switch p.entries {
+	case 0:
+	case 1:
+		b.WriteString(", and the one allow entry does not name it")
+	default:
+		fmt.Fprintf(&b, ", and none of the %d allow entries names it", p.entries)
+	}
+	fmt.Fprintf(&b, "; add --allow %s to let it in", withoutScheme(peer))
+	return Decision{Policy: policyDefault, Rule: ruleSameNamespace, Reason: b.String()}
+}
