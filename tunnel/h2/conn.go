@@ -26,10 +26,11 @@ type Conn struct {
 
 	in inbound // owned by readLoop
 
-	rtt        atomic.Int64 // last PING round trip, nanoseconds; 0: none yet
-	lastRead   atomic.Int64 // time of the last bytes received, UnixNano
-	windowGoal atomic.Int64 // receive window that streams may grow to, bytes
-	owed       atomic.Int64 // connection credit held back while the budget was full, bytes
+	rtt        atomic.Int64             // last PING round trip, nanoseconds; 0: none yet
+	lastRead   atomic.Int64             // time of the last bytes received, UnixNano
+	windowGoal atomic.Int64             // receive window that streams may grow to, bytes
+	httpInfo   atomic.Pointer[connInfo] // what requests have in common (http_server.go)
+	owed       atomic.Int64             // connection credit held back while the budget was full, bytes
 
 	mu sync.Mutex // taken before any Stream.mu; the groups below are guarded by it
 
@@ -43,9 +44,8 @@ type Conn struct {
 	ownOpen     int        // streams of ours that are not closed on the wire
 	openCond    *sync.Cond // a slot may be free, or the connection has ended; L is mu
 	refusedNow  int        // streams refused since one was taken
-	recentReset [recentResets]uint32
-	recentNext  int
-	idleSince   time.Time // when the last stream went; zero while there are streams
+	recentReset [2]recent  // ids that we have reset: of the peer's streams, and of ours
+	idleSince   time.Time  // when the last stream went; zero while there are streams
 
 	// the peer's SETTINGS (conn_settings.go)
 	peer         peerSettings
@@ -89,9 +89,14 @@ type Conn struct {
 // way for them are ignored (RFC 9113, section 5.1).
 const recentResets = 64
 
+type recent struct {
+	ids  [recentResets]uint32
+	next int
+}
+
 // stats are counters for metrics; see Stats.
 type stats struct {
-	framesIn, opened, accepted, refused, resetsIn, resetsOut, windowGrowth atomic.Int64
+	opened, accepted, refused, resetsIn, resetsOut, windowGrowth atomic.Int64
 }
 
 // Stats is a snapshot of a connection's counters.
@@ -181,6 +186,8 @@ func (c *Conn) NumStreams() int {
 	defer c.mu.Unlock()
 	return len(c.streams) + c.peerHeld + c.peerTail
 }
+
+func (c *Conn) httpMemo() *atomic.Pointer[connInfo] { return &c.httpInfo }
 
 // RTT returns the round trip measured last, zero before the first measurement.
 func (c *Conn) RTT() time.Duration { return time.Duration(c.rtt.Load()) }

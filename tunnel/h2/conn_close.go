@@ -74,6 +74,11 @@ func (c *Conn) finish() {
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	c.closing = true
+	if c.err == nil {
+		for _, s := range c.streams {
+			c.queueReset(s.id, s.cutCode())
+		}
+	}
 	c.failLocked(connError(NoError, "closed"))
 	if c.delayed != nil && c.delayed.Stop() {
 		c.nc.Close()
@@ -81,6 +86,15 @@ func (c *Conn) Close() error {
 	c.mu.Unlock()
 	<-c.readDone
 	return nil
+}
+
+// cutCode is the code for a stream that is cut off: a tunnel's peer must not take it for a clean end
+// (RFC 9113, section 8.5).
+func (s *Stream) cutCode() ErrCode {
+	if s.tunnel() {
+		return ConnectError
+	}
+	return Cancel
 }
 
 // PeerGoAway is closed when the peer has sent GOAWAY: streams that it took live on, Open fails.
@@ -171,7 +185,7 @@ func (c *Conn) onGoAway(h frameHeader, p []byte) error {
 			return connError(ProtocolError, "GOAWAY with a greater last stream id than before")
 		}
 		// The second one of a drain is expected; more are odd.
-		if !c.in.meters.glitches.add(1, glitchBurst, glitchRate) {
+		if !c.in.meters.glitches.add(c.in.meters.now, 1, c.cfg.Glitches) {
 			return connError(EnhanceYourCalm, "too many GOAWAY frames")
 		}
 	} else {

@@ -1,6 +1,9 @@
 package h2
 
-import "time"
+import (
+	"io"
+	"time"
+)
 
 // beginData checks the header of a DATA frame (RFC 9113, section 6.1); pad is its pad length octet
 // where it has one. Flow control counts the whole payload, padding included (section 6.9.1).
@@ -54,7 +57,7 @@ func (in *inbound) meterData(h frameHeader, n int) error {
 		m.lastTinyID = 0
 		return nil
 	}
-	if m.lastTinyID == h.streamID && cfg.Splinters > 0 && !m.splinters.add(1-float64(n)/splinterBelow, float64(cfg.Splinters), splinterRate) {
+	if m.lastTinyID == h.streamID && !m.splinters.add(m.now, 1-float64(n)/splinterBelow, cfg.Splinters) {
 		return connError(EnhanceYourCalm, "too many tiny DATA frames")
 	}
 	m.lastTinyID = h.streamID
@@ -70,12 +73,13 @@ func (c *Conn) takeData(h frameHeader) (*Stream, error) {
 		return nil, connError(FlowControlError, "more DATA than the connection's window")
 	}
 	c.refund(int(h.length))
-	if c.idle(h.streamID) {
-		return nil, connError(ProtocolError, "DATA on an idle stream")
-	}
 	s := c.streams[h.streamID]
 	switch {
-	case s == nil && (c.resetRecently(h.streamID) || c.draining && !c.isOwnID(h.streamID) && h.streamID > c.goAwayID):
+	case s == nil && c.draining && !c.isOwnID(h.streamID) && h.streamID > c.goAwayID:
+		return nil, nil
+	case c.idle(h.streamID):
+		return nil, connError(ProtocolError, "DATA on an idle stream")
+	case s == nil && c.resetRecently(h.streamID):
 		return nil, nil
 	case s == nil:
 		return nil, streamError(h.streamID, StreamClosed, "DATA on a closed stream")
@@ -195,7 +199,7 @@ func (c *Conn) receivedEnd(s *Stream) {
 	c.mu.Lock()
 	c.ended(s, false)
 	c.mu.Unlock()
-	s.endReceive(errEOF)
+	s.endReceive(io.EOF)
 }
 
 // sample feeds the estimate of the bandwidth-delay product and sends its PING.

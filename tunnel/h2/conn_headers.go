@@ -99,10 +99,7 @@ func (in *inbound) fragment(h frameHeader, p []byte) error {
 		in.startHeaderTimer()
 		return nil
 	}
-	if in.headerTimer != nil {
-		in.headerTimer.Stop()
-		in.headerTimer = nil
-	}
+	in.stopHeaderTimer()
 	if err := in.dec.Close(); err != nil {
 		return &ConnError{Code: CompressionError, By: Local, Reason: "header block", Err: err}
 	}
@@ -121,8 +118,15 @@ func (in *inbound) startHeaderTimer() {
 	c := in.c
 	if in.headerTimer == nil && c.cfg.HeaderTimeout > 0 {
 		in.headerTimer = time.AfterFunc(c.cfg.HeaderTimeout, func() {
-			c.fail(connError(EnhanceYourCalm, "header block not complete in time"))
+			c.fail(connError(EnhanceYourCalm, "frame or header block not complete in time"))
 		})
+	}
+}
+
+func (in *inbound) stopHeaderTimer() {
+	if in.headerTimer != nil {
+		in.headerTimer.Stop()
+		in.headerTimer = nil
 	}
 }
 
@@ -168,10 +172,13 @@ func (c *Conn) requested(b *openBlock) error {
 
 // lateHeaders is HEADERS on a stream that has ended (RFC 9113, section 5.1). Called with mu held.
 func (c *Conn) lateHeaders(b *openBlock) error {
-	if c.resetRecently(b.id) {
-		return nil
+	if !c.resetRecently(b.id) {
+		return connError(StreamClosed, "HEADERS on a closed stream")
 	}
-	return connError(StreamClosed, "HEADERS on a closed stream")
+	if !c.in.meters.control.add(c.in.meters.now, 1, c.cfg.Control) {
+		return connError(EnhanceYourCalm, "too many frames on closed streams")
+	}
+	return nil
 }
 
 // accept takes a new stream and hands it to the handler. Called with mu held.
@@ -225,7 +232,7 @@ func (c *Conn) refuseTooLarge(b *openBlock) error {
 		c.queueReset(b.id, NoError)
 		c.forgetReset(b.id)
 	}
-	if !c.in.meters.glitches.add(1, glitchBurst, glitchRate) {
+	if !c.in.meters.glitches.add(c.in.meters.now, 1, c.cfg.Glitches) {
 		return connError(EnhanceYourCalm, "too many header lists that are too long")
 	}
 	return nil
@@ -265,24 +272,28 @@ func (c *Conn) response(s *Stream, b *openBlock) error {
 		return c.informed(s, b, &h)
 	}
 	s.gotHead = true
-	c.mu.Lock()
-	s.state = s.state.recvHeaders()
-	c.mu.Unlock()
 	s.mu.Lock()
 	if noBody := s.req.Method == "HEAD" || h.Status == 204 || h.Status == 304; b.hasLength && !noBody &&
 		!(s.req.Method == "CONNECT" && h.Status < 300) {
 		s.length = b.length
 	}
 	missing := s.length > 0 && b.endStream
-	s.resp = &h
-	s.rcond.Broadcast()
 	s.mu.Unlock()
 	if missing {
 		return streamError(s.id, ProtocolError, "END_STREAM before the content-length announced")
 	}
+	c.mu.Lock()
+	s.state = s.state.recvHeaders()
 	if b.endStream {
-		c.receivedEnd(s)
+		c.ended(s, false)
 	}
+	c.mu.Unlock()
+	s.mu.Lock()
+	s.resp = &h
+	s.eof = s.eof || b.endStream // together, so that whoever waits for the response sees the end as well
+	s.rcond.Broadcast()
+	s.wakeReader()
+	s.mu.Unlock()
 	return nil
 }
 
@@ -299,7 +310,16 @@ func (c *Conn) informed(s *Stream, b *openBlock, h *Header) error {
 	if c.cfg.OnInform != nil {
 		c.cfg.OnInform(s, h)
 	}
+	if hooks := c.hooksOf(s); hooks != nil {
+		hooks.informed(h)
+	}
 	return nil
+}
+
+func (c *Conn) hooksOf(s *Stream) streamHooks {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return s.hooks
 }
 
 // trailers handles the second header block of a message.
@@ -316,7 +336,7 @@ func (c *Conn) trailers(s *Stream, b *openBlock) error {
 		return streamError(s.id, StreamClosed, "HEADERS after END_STREAM")
 	case !b.endStream:
 		return streamError(s.id, ProtocolError, "trailers without END_STREAM")
-	case s.tunnel():
+	case s.connected():
 		// RFC 9113, section 8.5: "Frame types other than DATA or stream management frames MUST NOT be sent
 		// on a connected stream and MUST be treated as a stream error if received."
 		return streamError(s.id, ProtocolError, "trailers on a tunnel")
@@ -337,5 +357,15 @@ func (c *Conn) trailers(s *Stream, b *openBlock) error {
 	return nil
 }
 
-// tunnel reports whether the stream is a plain CONNECT tunnel.
-func (s *Stream) tunnel() bool { return s.req.Method == "CONNECT" && s.req.Protocol == "" }
+// tunnel reports whether the stream was opened by CONNECT, extended CONNECT included.
+func (s *Stream) tunnel() bool { return s.req.Method == "CONNECT" }
+
+// connected reports whether the stream is a tunnel that was not refused.
+func (s *Stream) connected() bool {
+	if !s.tunnel() {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.resp == nil || s.resp.Status < 300
+}

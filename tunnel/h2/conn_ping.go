@@ -82,7 +82,7 @@ func (c *Conn) onPing(h frameHeader, p []byte) error {
 		}
 		return nil
 	}
-	if !c.in.meters.control.add(1, controlBurst, controlRate) {
+	if !c.in.meters.control.add(c.in.meters.now, 1, c.cfg.Control) {
 		return connError(EnhanceYourCalm, "too many control frames")
 	}
 	if h.has(flagAck) {
@@ -135,7 +135,7 @@ func (c *Conn) keepAlive(now time.Time) time.Duration {
 	}
 	if !c.silentSince.IsZero() {
 		if left := c.cfg.PingTimeout - now.Sub(c.silentSince); left > 0 {
-			return left
+			return min(left, c.cfg.PingInterval)
 		}
 		c.failLocked(&ConnError{Code: NoError, By: Network, Reason: "peer does not answer PING"})
 		return 0
@@ -146,5 +146,5 @@ func (c *Conn) keepAlive(now time.Time) time.Duration {
 	c.silentSince = now
 	c.queuePing(pingKeepAlive)
 	c.kick()
-	return c.cfg.PingTimeout
+	return min(c.cfg.PingTimeout, c.cfg.PingInterval)
 }

@@ -2,7 +2,7 @@ package h2
 
 import (
 	"encoding/binary"
-	"io"
+	"errors"
 	"time"
 
 	"golang.org/x/net/http2/hpack"
@@ -56,7 +56,8 @@ func (c *Conn) readLoop() {
 		in.makeRoom()
 		n, err := c.nc.Read(in.buf.b[in.w:])
 		if n > 0 {
-			c.lastRead.Store(time.Now().UnixNano())
+			in.meters.now = time.Now()
+			c.lastRead.Store(in.meters.now.UnixNano())
 			in.w += n
 			in.meters.lastTinyID = 0
 			if perr := in.parse(); perr != nil {
@@ -70,9 +71,7 @@ func (c *Conn) readLoop() {
 			break
 		}
 	}
-	if in.headerTimer != nil {
-		in.headerTimer.Stop()
-	}
+	in.stopHeaderTimer()
 	in.buf.release()
 	in.whole = nil
 	if err := c.offence(); err != nil && c.cfg.OnOffence != nil {
@@ -134,16 +133,10 @@ func (in *inbound) makeRoom() {
 func (in *inbound) parse() *ConnError {
 	for {
 		more, err := in.step()
-		switch err := err.(type) {
-		case nil:
-		case *StreamError:
-			if cerr := in.c.resetOffender(err); cerr != nil {
+		if err != nil {
+			if cerr := in.c.judge(err); cerr != nil {
 				return cerr
 			}
-		case *ConnError:
-			return err
-		default:
-			panic("BUG: parsing returned an error of no kind")
 		}
 		if !more {
 			return nil
@@ -191,6 +184,7 @@ func (in *inbound) step() (more bool, err error) {
 	}
 	if p = p[frameHeaderLen:]; len(p) < int(h.length) {
 		in.waits, in.wholeH = true, h
+		in.startHeaderTimer()
 		in.whole = append(in.whole[:0], p...)
 		in.r = in.w
 		return false, nil
@@ -220,6 +214,9 @@ func (in *inbound) readWhole(p []byte) (bool, error) {
 		return false, nil
 	}
 	in.waits = false
+	if !in.block.open {
+		in.stopHeaderTimer()
+	}
 	err := in.onFrame(in.wholeH, in.whole)
 	if cap(in.whole) > smallBuffer {
 		in.whole = nil
@@ -296,7 +293,7 @@ func (in *inbound) onFrame(h frameHeader, p []byte) error {
 // onUnknown counts a frame of an unknown type, whose payload is skipped. RFC 9113, section 5.5:
 // "Implementations MUST discard frames that have unknown or unsupported types."
 func (in *inbound) onUnknown() error {
-	if !in.meters.control.add(1, controlBurst, controlRate) {
+	if !in.meters.control.add(in.meters.now, 1, in.c.cfg.Control) {
 		return connError(EnhanceYourCalm, "too many control frames")
 	}
 	return nil
@@ -311,7 +308,7 @@ func (in *inbound) onPriority(h frameHeader, p []byte) error {
 		return streamError(h.streamID, FrameSizeError, "PRIORITY length not 5")
 	case binary.BigEndian.Uint32(p)&maxStreamID == h.streamID:
 		return streamError(h.streamID, ProtocolError, "stream depends on itself")
-	case !in.meters.control.add(1, controlBurst, controlRate):
+	case !in.meters.control.add(in.meters.now, 1, in.c.cfg.Control):
 		return connError(EnhanceYourCalm, "too many control frames")
 	}
 	return nil
@@ -333,14 +330,14 @@ func (c *Conn) onRSTStream(h frameHeader, p []byte) error {
 	}
 	s := c.streams[h.streamID]
 	if s == nil {
-		if !c.in.meters.control.add(1, controlBurst, controlRate) {
+		if !c.in.meters.control.add(c.in.meters.now, 1, c.cfg.Control) {
 			return connError(EnhanceYourCalm, "too many frames on closed streams")
 		}
 		return nil
 	}
 	early := !s.own && !s.answered
 	c.endReset(s, &StreamError{StreamID: s.id, Code: ErrCode(binary.BigEndian.Uint32(p)), By: Peer})
-	if early && !c.in.meters.peerResets.add(1, peerResetBurst, peerResetRate) {
+	if early && !c.in.meters.peerResets.add(c.in.meters.now, 1, c.cfg.PeerResets) {
 		return connError(EnhanceYourCalm, "too many streams reset before their answer")
 	}
 	return nil
@@ -356,7 +353,7 @@ func (c *Conn) onWindowUpdate(h frameHeader, p []byte) error {
 	defer c.mu.Unlock()
 	if c.allowance > 0 {
 		c.allowance--
-	} else if !c.in.meters.windowUpdates.add(1, windowUpdateBurst, windowUpdateRate) {
+	} else if !c.in.meters.windowUpdates.add(c.in.meters.now, 1, c.cfg.WindowUpdates) {
 		return connError(EnhanceYourCalm, "too many WINDOW_UPDATE frames")
 	}
 	if h.streamID == 0 {
@@ -391,6 +388,19 @@ func (c *Conn) onWindowUpdate(h frameHeader, p []byte) error {
 	return nil
 }
 
+// judge ends what an error of parsing ends: the stream, or by returning it the connection.
+func (c *Conn) judge(err error) *ConnError {
+	var serr *StreamError
+	var cerr *ConnError
+	switch {
+	case errors.As(err, &serr):
+		return c.resetOffender(serr)
+	case errors.As(err, &cerr):
+		return cerr
+	}
+	panic("BUG: parsing returned an error of no kind")
+}
+
 // resetOffender answers a stream error with RST_STREAM, and counts it: a peer that makes us reset many
 // streams is up to no good (CVE-2019-9514, CVE-2025-8671).
 func (c *Conn) resetOffender(err *StreamError) *ConnError {
@@ -415,10 +425,8 @@ func (c *Conn) resetOffender(err *StreamError) *ConnError {
 	if !fits {
 		return connError(EnhanceYourCalm, "too many answers queued")
 	}
-	if !c.in.meters.ownResets.add(cost, ownResetBurst, ownResetRate) {
+	if !c.in.meters.ownResets.add(c.in.meters.now, cost, c.cfg.OwnResets) {
 		return connError(EnhanceYourCalm, "too many stream errors; last: "+err.Reason)
 	}
 	return nil
 }
-
-var errEOF = io.EOF

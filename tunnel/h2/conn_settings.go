@@ -85,7 +85,7 @@ func (c *Conn) onSettings(h frameHeader, p []byte) error {
 	case len(p)/6 > c.cfg.MaxSettings:
 		return connError(EnhanceYourCalm, "too many settings in one frame")
 	}
-	if !c.in.meters.control.add(1, controlBurst, controlRate) {
+	if !c.in.meters.control.add(c.in.meters.now, 1, c.cfg.Control) {
 		return connError(EnhanceYourCalm, "too many control frames")
 	}
 	c.mu.Lock()

@@ -17,6 +17,11 @@ const reservedIDs = 1 << 16
 // ctx ends. Errors: ErrDraining when the connection takes no more streams (the request was not sent), a
 // *ConnError, ctx's, or what is wrong with h. Only the client role opens streams; a server pushes.
 func (c *Conn) Open(ctx context.Context, h *Header, endStream bool) (*Stream, error) {
+	return c.openWith(ctx, h, endStream, nil)
+}
+
+// openWith is Open with hooks that stand before the peer can answer.
+func (c *Conn) openWith(ctx context.Context, h *Header, endStream bool, hooks streamHooks) (*Stream, error) {
 	if !c.client {
 		return nil, errors.New("a server opens no stream (RFC 9113, section 5.1.1); use Stream.Push")
 	}
@@ -47,6 +52,7 @@ func (c *Conn) Open(ctx context.Context, h *Header, endStream bool) (*Stream, er
 		return nil, fmt.Errorf("header list of %d bytes, the peer accepts %d", h.listBytes(), limit)
 	}
 	s := c.newStream(c.nextID, true, h)
+	s.hooks = hooks
 	c.nextID += 2
 	s.state = stateIdle.sendHeaders()
 	c.addStream(s)
@@ -125,6 +131,9 @@ func (c *Conn) endReset(s *Stream, err error) {
 	s.wcond.Broadcast()
 	c.removeStream(s)
 	s.endReceive(err)
+	if s.hooks != nil {
+		s.hooks.ended()
+	}
 }
 
 // removeStream takes a closed stream off the books. The slot of a peer's stream stays taken until its
@@ -179,11 +188,19 @@ func (c *Conn) admit() bool {
 
 // forgetReset remembers that we have reset a stream. Called with mu held.
 func (c *Conn) forgetReset(id uint32) {
-	c.recentReset[c.recentNext] = id
-	c.recentNext = (c.recentNext + 1) % recentResets
+	r := c.recentOf(id)
+	r.ids[r.next] = id
+	r.next = (r.next + 1) % recentResets
 }
 
-func (c *Conn) resetRecently(id uint32) bool { return slices.Contains(c.recentReset[:], id) }
+func (c *Conn) resetRecently(id uint32) bool { return slices.Contains(c.recentOf(id).ids[:], id) }
+
+func (c *Conn) recentOf(id uint32) *recent {
+	if c.isOwnID(id) {
+		return &c.recentReset[1]
+	}
+	return &c.recentReset[0]
+}
 
 // idle reports whether the stream id was never used. Called with mu held.
 func (c *Conn) idle(id uint32) bool {
@@ -219,8 +236,11 @@ func (s *Stream) Respond(h *Header, endStream bool) error {
 	if h.Status < 200 {
 		return fmt.Errorf("final response with status %d", h.Status)
 	}
-	return s.sendHead(h, endStream)
+	return s.sendHead(h, endStream, false)
 }
+
+// respondHeld is Respond for a head that goes out with the bytes written next, which must follow.
+func (s *Stream) respondHeld(h *Header) error { return s.sendHead(h, false, true) }
 
 // Inform sends an interim (1xx) response, before Respond. 101 does not exist in HTTP/2 (RFC 9113,
 // section 8.6).
@@ -228,10 +248,10 @@ func (s *Stream) Inform(h *Header) error {
 	if h.Status < 100 || h.Status > 199 || h.Status == 101 {
 		return fmt.Errorf("interim response with status %d", h.Status)
 	}
-	return s.sendHead(h, false)
+	return s.sendHead(h, false, false)
 }
 
-func (s *Stream) sendHead(h *Header, endStream bool) error {
+func (s *Stream) sendHead(h *Header, endStream, hold bool) error {
 	if reason := h.check(); reason != "" {
 		return fmt.Errorf("malformed response: %s", reason)
 	}
@@ -248,6 +268,7 @@ func (s *Stream) sendHead(h *Header, endStream bool) error {
 	}
 	if h.Status >= 200 {
 		s.answered = true
+		s.refused = h.Status >= 300
 		s.state = s.state.sendHeaders()
 	}
 	var flags uint8
@@ -256,7 +277,9 @@ func (s *Stream) sendHead(h *Header, endStream bool) error {
 		c.ended(s, true)
 	}
 	c.queueHeaders(frameHeaders, flags, s.id, nil, h.each)
-	c.flush()
+	if !hold {
+		c.flush()
+	}
 	return nil
 }
 
@@ -273,10 +296,10 @@ func (s *Stream) SendTrailers(fields []Field) error {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for s.out.active && s.werr == nil && !s.wdeadline.passed() {
-		s.wcond.Wait()
+	if s.tunnel() && !s.refused {
+		return errors.New("a tunnel has no trailers (RFC 9113, section 8.5)")
 	}
-	if err := s.sendErr(); err != nil {
+	if err := s.awaitTurn(); err != nil {
 		return err
 	}
 	c.ended(s, true)

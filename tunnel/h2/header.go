@@ -99,8 +99,8 @@ func (h *Header) listBytes() (n int) {
 
 // check reports why the header must not be sent, "" where it may.
 func (h *Header) check() string {
-	var b headerBlock
-	h.each(func(f Field) { b.add(f) })
+	b := headerBlock{judge: true}
+	h.each(b.add)
 	if b.malformed != "" {
 		return b.malformed
 	}
@@ -128,6 +128,8 @@ type headerBlock struct {
 	length    int64  // content-length; -1: none
 	hasLength bool
 	host      string
+	hasHost   bool
+	judge     bool // the fields are judged and not kept
 }
 
 const (
@@ -169,13 +171,15 @@ func (b *headerBlock) add(f Field) {
 	case "content-length":
 		b.addLength(f.Value)
 	case "host":
-		if b.host != "" && b.host != f.Value {
+		if b.hasHost && b.host != f.Value {
 			b.malformed = "two different host fields"
 			return
 		}
-		b.host = f.Value
+		b.host, b.hasHost = f.Value, true
 	}
-	b.h.Fields = append(b.h.Fields, f)
+	if !b.judge {
+		b.h.Fields = append(b.h.Fields, f)
+	}
 }
 
 // addLength wants 1*DIGIT and, where there are several, equal ones (RFC 9110, section 8.6).
@@ -266,6 +270,8 @@ func (b *headerBlock) checkRequest() string {
 		return ":status in a request"
 	case b.seen&seenMethod == 0 || !validToken(h.Method):
 		return "request without a valid :method"
+	case b.hasHost && b.seen&seenAuthority != 0 && !strings.EqualFold(b.host, h.Authority):
+		return ":authority and host differ" // RFC 9113, section 8.3.1
 	case h.Method == "CONNECT" && b.seen&seenProtocol == 0:
 		// RFC 9113, section 8.5: "The ':scheme' and ':path' pseudo-header fields MUST be omitted."
 		if b.seen&(seenScheme|seenPath) != 0 {
@@ -287,8 +293,6 @@ func (b *headerBlock) checkRequest() string {
 		return ":path that does not begin with a slash"
 	case b.seen&seenAuthority != 0 && h.Authority == "" && (h.Scheme == "http" || h.Scheme == "https"):
 		return "empty :authority"
-	case b.host != "" && h.Authority != "" && !strings.EqualFold(b.host, h.Authority):
-		return ":authority and host differ" // RFC 9113, section 8.3.1
 	case strings.ContainsAny(h.Authority, "@"):
 		return ":authority with userinfo" // RFC 9113, section 8.3.1
 	}

@@ -39,9 +39,6 @@ const (
 	DefaultMaxQueuedControl = 500
 	// DefaultMaxEmptyData bounds consecutive DATA frames without data or END_STREAM (CVE-2019-9518).
 	DefaultMaxEmptyData = 100
-	// DefaultSplinters is how many tiny DATA frames that a sender should have joined are taken at once;
-	// see splinterBelow.
-	DefaultSplinters = 25600
 	// DefaultMaxSettings bounds the parameters of one SETTINGS frame.
 	DefaultMaxSettings = 32
 
@@ -60,30 +57,36 @@ const (
 	DefaultCloseDelay = time.Second
 )
 
-// Leaking buckets: so many at once, and so many more each second.
-const (
-	// A peer's resets before our answer (CVE-2023-44487).
-	peerResetBurst, peerResetRate = 500, 33
-	// Resets that a peer's protocol errors make us send (CVE-2025-8671); one with a handler behind it
-	// costs handlerResetCost.
-	ownResetBurst, ownResetRate = 100, 10
-	handlerResetCost            = 10
-	// PING, SETTINGS, PRIORITY, WINDOW_UPDATE on streams that are gone and unknown frames.
-	controlBurst, controlRate = 1000, 100
-	// Oddities that are no error by themselves: a second GOAWAY, frames on closed streams.
-	glitchBurst, glitchRate = 100, 10
-	// WINDOW_UPDATE frames beyond those that answer our DATA.
-	windowUpdateBurst, windowUpdateRate = 2000, 1000
+// The default rates; immutable, as a constant cannot be a struct.
+var (
+	// DefaultPeerResets bounds a peer's resets of streams that were not answered yet (CVE-2023-44487).
+	DefaultPeerResets = Rate{500, 33}
+	// DefaultOwnResets bounds resets that a peer's protocol errors make us send (CVE-2019-9514,
+	// CVE-2025-8671); one with a handler behind it counts for handlerResetCost.
+	DefaultOwnResets = Rate{100, 10}
+	// DefaultControl bounds PING, SETTINGS, PRIORITY, frames of unknown types and frames on streams that
+	// are gone (CVE-2019-9512, CVE-2019-9515).
+	DefaultControl = Rate{1000, 100}
+	// DefaultGlitches bounds oddities that are no error by themselves, such as a third GOAWAY.
+	DefaultGlitches = Rate{100, 10}
+	// DefaultWindowUpdates bounds WINDOW_UPDATE frames beyond those that answer our DATA.
+	DefaultWindowUpdates = Rate{2000, 1000}
+	// DefaultSplinters bounds tiny DATA frames that a sender should have joined, see splinterBelow: in the
+	// long run they may cost a few hundredths of a core.
+	DefaultSplinters = Rate{25_600, 100_000}
 )
+
+// handlerResetCost is what a reset costs that stopped a handler at work.
+const handlerResetCost = 10
 
 // splinterBelow is the size of a DATA frame that counts as a splinter when it directly follows another
 // frame of its stream in one record: a sender that coalesces would have sent one frame. Keystrokes and
 // pings arrive in records of their own and never count. It costs the more the smaller it is.
 const splinterBelow = 256
 
-// splinterRate is how many splinters a second are taken in the long run: what they cost then is a few
-// hundredths of a core.
-const splinterRate = 100_000
+// Rate is a limit on how often something may happen: Burst times at once, and PerSecond in the long run.
+// The zero Rate stands for the default; a negative Burst means no limit.
+type Rate struct{ Burst, PerSecond float64 }
 
 // Config sets the limits and hooks of a connection. Zero means the default named at the field, negative
 // means off where that is said. A Config is not changed after it was handed over and may serve many
@@ -122,7 +125,12 @@ type Config struct {
 	MaxInform           int           // 1xx answers to a request; 0: DefaultMaxInform
 	MaxQueuedControl    int           // queued answers; 0: DefaultMaxQueuedControl
 	MaxEmptyData        int           // consecutive empty DATA frames; 0: DefaultMaxEmptyData
-	Splinters           int           // tiny DATA frames in a burst; 0: DefaultSplinters, negative: off
+	PeerResets          Rate          // resets by the peer before our answer; zero: DefaultPeerResets
+	OwnResets           Rate          // stream errors of the peer; zero: DefaultOwnResets
+	Control             Rate          // control frames; zero: DefaultControl
+	Glitches            Rate          // oddities; zero: DefaultGlitches
+	WindowUpdates       Rate          // unearned WINDOW_UPDATE frames; zero: DefaultWindowUpdates
+	Splinters           Rate          // tiny DATA frames; zero: DefaultSplinters
 	MaxSettings         int           // parameters of a SETTINGS frame; 0: DefaultMaxSettings
 	PingInterval        time.Duration // silence before a PING; 0: DefaultPingInterval, negative: off
 	PingTimeout         time.Duration // silence after a PING; 0: DefaultPingTimeout
@@ -133,8 +141,9 @@ type Config struct {
 }
 
 // or returns v, or def where v is zero.
-func or[T int | int32 | uint32 | time.Duration](v, def T) T {
-	if v == 0 {
+func or[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
 		return def
 	}
 	return v
@@ -159,6 +168,11 @@ func (c *Config) withDefaults() *Config {
 	d.MaxInform = or(d.MaxInform, DefaultMaxInform)
 	d.MaxQueuedControl = or(d.MaxQueuedControl, DefaultMaxQueuedControl)
 	d.MaxEmptyData = or(d.MaxEmptyData, DefaultMaxEmptyData)
+	d.PeerResets = or(d.PeerResets, DefaultPeerResets)
+	d.OwnResets = or(d.OwnResets, DefaultOwnResets)
+	d.Control = or(d.Control, DefaultControl)
+	d.Glitches = or(d.Glitches, DefaultGlitches)
+	d.WindowUpdates = or(d.WindowUpdates, DefaultWindowUpdates)
 	d.Splinters = or(d.Splinters, DefaultSplinters)
 	d.MaxSettings = or(d.MaxSettings, DefaultMaxSettings)
 	d.PingInterval = or(d.PingInterval, DefaultPingInterval)
@@ -170,29 +184,32 @@ func (c *Config) withDefaults() *Config {
 	return &d
 }
 
-// bucket is a leaking bucket: it takes burst at once and drains at rate per second. The zero level is
-// empty; the time of the last drop is kept with the level, so an idle bucket costs nothing.
+// bucket is a leaking bucket: it takes a Rate's Burst at once and drains at PerSecond. Its level is
+// brought up to date when something is added, so an idle one costs nothing.
 type bucket struct {
 	level float64
 	last  time.Time
 }
 
-// add puts n in and reports whether the bucket still holds it.
-func (b *bucket) add(n, burst, rate float64) bool {
-	now := time.Now()
+// add puts n in at the time now and reports whether the bucket still holds it.
+func (b *bucket) add(now time.Time, n float64, r Rate) bool {
+	if r.Burst < 0 {
+		return true
+	}
 	if !b.last.IsZero() {
-		b.level = max(0, b.level-now.Sub(b.last).Seconds()*rate)
+		b.level = max(0, b.level-now.Sub(b.last).Seconds()*r.PerSecond)
 	}
 	b.last = now
 	b.level += n
-	return b.level <= burst
+	return b.level <= r.Burst
 }
 
 // meters count what one peer does on one connection. Owned by readLoop.
 type meters struct {
+	now time.Time // of the last bytes received
+
 	peerResets, ownResets, control, glitches, windowUpdates, splinters bucket
 
 	emptyData  int    // consecutive empty DATA frames
-	splinter   int    // bytes wasted by tiny frames
 	lastTinyID uint32 // stream of the tiny DATA frame parsed last in this record
 }

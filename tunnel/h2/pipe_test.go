@@ -101,9 +101,13 @@ func TestPipeEnds(t *testing.T) {
 			var e *h2.SinkError
 			return errors.As(err, &e) && errors.Is(err, boom)
 		}},
-		"connection ends": {io.Discard, func(p, _ *h2.Stream) { p.Conn().Close() }, func(err error) bool {
+		"connection is closed": {io.Discard, func(p, _ *h2.Stream) { p.Conn().Close() }, func(err error) bool {
+			var e *h2.StreamError
+			return errors.As(err, &e) && e.By == h2.Peer && e.Code == h2.ConnectError
+		}},
+		"connection is lost": {io.Discard, func(p, _ *h2.Stream) { p.Conn().NetConn().Close() }, func(err error) bool {
 			var e *h2.ConnError
-			return errors.As(err, &e)
+			return errors.As(err, &e) && e.By == h2.Network
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -67,15 +67,21 @@ func (c *Conn) promised(b *openBlock) error {
 		return connError(ProtocolError, "promise on a stream that the peer has ended")
 	}
 	c.lastPeerID = b.promised
+	if parent != nil && parent.tunnel() {
+		defer c.mu.Unlock()
+		c.queueReset(b.promised, Cancel)
+		c.forgetReset(b.promised)
+		return streamError(parent.id, ProtocolError, "promise on a tunnel") // RFC 9113, section 8.5
+	}
 	reason := b.checkKind(requestBlock)
 	code := NoError
 	switch {
-	case b.over || reason != "" || b.h.Method != "GET" && b.h.Method != "HEAD" || b.h.Authority == "":
+	case b.over || reason != "" || b.h.Method != "GET" && b.h.Method != "HEAD" || b.h.Authority == "" || b.length > 0:
 		c.mu.Unlock()
 		// RFC 9113, section 8.4: a promise that is not safe, has content or has no :authority is a stream
 		// error PROTOCOL_ERROR.
 		return streamError(b.promised, ProtocolError, "promise that is malformed or not safe: "+reason)
-	case parent == nil || parent.userDone || c.cfg.OnPush == nil:
+	case parent == nil || parent.userDone || parent.hooks == nil && c.cfg.OnPush == nil:
 		code = Cancel
 	case !c.admit():
 		code = RefusedStream
@@ -83,7 +89,11 @@ func (c *Conn) promised(b *openBlock) error {
 	if code != NoError {
 		c.queueReset(b.promised, code)
 		c.forgetReset(b.promised)
+		fits := c.queueAnswer()
 		c.mu.Unlock()
+		if !fits || !c.in.meters.control.add(c.in.meters.now, 1, c.cfg.Control) {
+			return connError(EnhanceYourCalm, "too many promises that were not wanted")
+		}
 		return nil
 	}
 	h := b.h
@@ -91,7 +101,12 @@ func (c *Conn) promised(b *openBlock) error {
 	p.state = stateReservedRemote
 	c.addStream(p)
 	c.stats.accepted.Add(1)
+	hooks := parent.hooks
 	c.mu.Unlock()
-	c.cfg.OnPush(parent, &h, p)
+	if hooks != nil && (hooks.wantsPush() || c.cfg.OnPush == nil) {
+		hooks.promised(&h, p)
+	} else {
+		c.cfg.OnPush(parent, &h, p)
+	}
 	return nil
 }

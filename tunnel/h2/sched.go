@@ -13,7 +13,7 @@ type outgoing struct {
 }
 
 // done reports whether nothing of the Write is left to send.
-func (o *outgoing) done() bool { return len(o.p) == 0 && !o.end && !o.inFlight }
+func (o *outgoing) done() bool { return len(o.p) == 0 && !o.inFlight }
 
 // ring is the queue of streams that may send, served in turn. A stream enters at the tail when it has
 // bytes and window, and leaves at the head for one quantum; if anything is left it enters again.
@@ -94,7 +94,7 @@ func (c *Conn) gather(b *batch) bool {
 	c.ctrl, c.answers = c.spare[:0], 0
 	c.spare = nil
 	for s := c.ring.head; s != nil && b.n < len(b.sent) && b.frame == nil; s = c.ring.head {
-		if len(s.out.p) > 0 && c.sendWindow.window <= 0 {
+		if c.sendWindow.window <= 0 {
 			break
 		}
 		n := c.nextFrameLen(s)
@@ -113,10 +113,7 @@ func (c *Conn) gather(b *batch) bool {
 // nextFrameLen is how much of the stream's payload its next frame carries.
 func (c *Conn) nextFrameLen(s *Stream) int {
 	n := min(len(s.out.p), quantumBytes, int(c.peer.maxFrame))
-	if len(s.out.p) > 0 {
-		n = int(min(int64(n), s.send.window, c.sendWindow.window))
-	}
-	return n
+	return int(min(int64(n), s.send.window, c.sendWindow.window))
 }
 
 // takeFrame moves the next n bytes of the stream's payload into the batch.
@@ -138,13 +135,13 @@ func (c *Conn) takeFrame(b *batch, s *Stream, n int, direct bool) {
 		o.frame = o.frame[n:]
 	}
 	o.inFlight = true
+	s.sent += int64(n)
 	s.send.take(n)
 	c.sendWindow.take(n)
-	c.allowance = min(c.allowance+windowUpdatesPerData, maxAllowance)
 	if flags == flagEndStream {
-		o.end = false
 		c.ended(s, true)
 	}
+	c.allowance = min(c.allowance+windowUpdatesPerData, maxAllowance)
 }
 
 // reserve moves the batch to a pooled buffer when n more bytes would make it a large one.
@@ -175,10 +172,9 @@ func (c *Conn) settle(b *batch) {
 
 // enqueue puts a stream that has something to send, and the window for it, into the ring.
 func (c *Conn) enqueue(s *Stream) {
-	if s.out.inFlight || len(s.out.p) == 0 && !s.out.end || len(s.out.p) > 0 && s.send.window <= 0 {
-		return
+	if !s.out.inFlight && len(s.out.p) > 0 && s.send.window > 0 {
+		c.ring.push(s)
 	}
-	c.ring.push(s)
 }
 
 // sendable reports whether gather would find anything.
@@ -186,6 +182,5 @@ func (c *Conn) sendable() bool {
 	if len(c.ctrl) > 0 {
 		return true
 	}
-	s := c.ring.head
-	return s != nil && (len(s.out.p) == 0 || c.sendWindow.window > 0)
+	return !c.ring.empty() && c.sendWindow.window > 0
 }

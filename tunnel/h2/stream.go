@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"net"
-	"os"
 	"sync"
 	"time"
 )
@@ -25,12 +24,15 @@ type Stream struct {
 	out       outgoing
 	wcond     sync.Cond // something about sending has changed
 	wdeadline deadline
-	werr      error // why nothing more can be sent; nil while it can
-	answered  bool  // final response headers were sent
-	userDone  bool  // Close was called
-	wireDone  bool  // removed from c.streams
-	wasReset  bool  // ended by RST_STREAM of either side
-	held      bool  // counted in peerHeld or peerTail
+	werr      error       // why nothing more can be sent; nil while it can
+	answered  bool        // final response headers were sent
+	refused   bool        // with a status of 300 or more
+	userDone  bool        // Close was called
+	wireDone  bool        // removed from c.streams
+	wasReset  bool        // ended by RST_STREAM of either side
+	hooks     streamHooks // nil: nobody is told
+	sent      int64       // payload bytes framed
+	held      bool        // counted in peerHeld or peerTail
 
 	// owned by readLoop
 	gotHead bool // the request, or the final response, was received
@@ -51,6 +53,7 @@ type Stream struct {
 	rdeadline deadline
 	pipe      *pipe
 	doneCh    chan struct{} // made by Done
+	dead      bool          // reset by either side, or the connection failed
 	stalledAt int64         // UnixNano of the oldest unread byte's arrival or of the last read; 0: nothing unread
 	lastGrant int64         // UnixNano of the last WINDOW_UPDATE
 }
@@ -110,6 +113,13 @@ func (s *Stream) Trailers() []Field {
 	return s.trailer
 }
 
+// Sent returns how many bytes of payload were handed to the connection so far.
+func (s *Stream) Sent() int64 {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return s.sent
+}
+
 // Done is closed when the stream was reset by either side or its connection failed. A stream that ends
 // cleanly does not close it.
 func (s *Stream) Done() <-chan struct{} {
@@ -117,11 +127,21 @@ func (s *Stream) Done() <-chan struct{} {
 	defer s.mu.Unlock()
 	if s.doneCh == nil {
 		s.doneCh = make(chan struct{})
-		if s.rerr != nil {
+		if s.dead {
 			close(s.doneCh)
 		}
 	}
 	return s.doneCh
+}
+
+// watch sets the hooks of a stream; ended is called at once where the stream was reset already.
+func (s *Stream) watch(h streamHooks) {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	s.hooks = h
+	if s.wasReset {
+		h.ended()
+	}
 }
 
 // Err returns why the stream ended before its time: a *StreamError after a reset, a *ConnError after
@@ -173,9 +193,9 @@ func (s *Stream) closeWire() {
 	if s.state.canSend() {
 		c.ctrl = appendFrameHeader(c.ctrl, 0, frameData, flagEndStream, s.id)
 		c.ended(s, true)
-		if !s.own {
-			code = NoError
-		}
+	}
+	if !s.own && !s.tunnel() {
+		code = NoError
 	}
 	if !s.wireDone {
 		s.abort(streamError(s.id, code, "closed"))
@@ -264,8 +284,6 @@ func (d *deadline) stop() {
 }
 
 func (d *deadline) passed() bool { return !d.t.IsZero() && !time.Now().Before(d.t) }
-
-var errDeadline = os.ErrDeadlineExceeded
 
 var (
 	_ io.ReaderFrom = (*Stream)(nil)

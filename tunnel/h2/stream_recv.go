@@ -1,8 +1,10 @@
 package h2
 
 import (
+	"errors"
 	"io"
 	"net"
+	"os"
 	"time"
 )
 
@@ -127,7 +129,7 @@ func (s *Stream) readErr() error {
 	case s.rclosed:
 		return net.ErrClosed
 	case s.rdeadline.passed():
-		return errDeadline
+		return os.ErrDeadlineExceeded
 	case !s.queue.empty():
 		return nil
 	case s.eof:
@@ -211,6 +213,7 @@ func (s *Stream) endReceive(err error) {
 		if !s.eof {
 			s.rerr = err
 		}
+		s.dead = true
 		if s.doneCh != nil {
 			select {
 			case <-s.doneCh:
@@ -225,7 +228,7 @@ func (s *Stream) endReceive(err error) {
 // dropReceived throws away what was received, for a stream that we reset or closed.
 func (s *Stream) dropReceived(err error) {
 	s.mu.Lock()
-	if err == net.ErrClosed {
+	if errors.Is(err, net.ErrClosed) {
 		s.rclosed = true
 		s.rdeadline.stop()
 	}

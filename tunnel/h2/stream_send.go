@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"syscall"
 )
 
@@ -19,30 +20,48 @@ func (s *Stream) Write(p []byte) (int, error) { return s.transmit(p, nil, false)
 // CloseWrite sends END_STREAM: the peer reads io.EOF after what was written before. Reading goes on. It
 // waits for a Write under way.
 func (s *Stream) CloseWrite() error {
-	_, err := s.transmit(nil, nil, true)
-	if errors.Is(err, errWriteClosed) {
-		return nil
-	}
-	return err
-}
-
-// transmit sends p, which is frame[frameHeaderLen:] where frame is given, and END_STREAM with end.
-func (s *Stream) transmit(p, frame []byte, end bool) (n int, err error) {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err := s.awaitTurn(); errors.Is(err, errWriteClosed) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	// RFC 9113, section 6.9.1: frames "with zero length with the END_STREAM flag set (that is, an empty DATA
+	// frame) MAY be sent if there is no available space in either flow-control window".
+	c.ctrl = appendFrameHeader(c.ctrl, 0, frameData, flagEndStream, s.id)
+	c.ended(s, true)
+	c.flush()
+	return nil
+}
+
+// awaitTurn waits for a Write under way and returns why nothing can be sent then. Called with c.mu held.
+func (s *Stream) awaitTurn() error {
 	for s.out.active && s.werr == nil && !s.wdeadline.passed() {
 		s.wcond.Wait()
 	}
-	if err := s.sendErr(); err != nil {
-		return 0, err
+	return s.sendErr()
+}
+
+// transmit sends p, which is frame[frameHeaderLen:] where frame is given, and with end END_STREAM in the
+// last frame.
+func (s *Stream) transmit(p, frame []byte, end bool) (n int, err error) {
+	if len(p) == 0 && end {
+		return 0, s.CloseWrite()
 	}
-	if len(p) == 0 && !end {
-		return 0, nil
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := s.awaitTurn(); err != nil || len(p) == 0 {
+		return 0, err
 	}
 	o := &s.out
 	o.active, o.p, o.frame, o.end = true, p, frame, end
 	c.enqueue(s)
+	if !o.queued {
+		c.flush() // a header may be held for these bytes, which must wait for window
+	}
 	for {
 		if o.done() {
 			break
@@ -74,7 +93,7 @@ func (s *Stream) sendErr() error {
 	case s.werr != nil:
 		return s.werr
 	case s.wdeadline.passed():
-		return errDeadline
+		return os.ErrDeadlineExceeded
 	case s.c.err != nil:
 		return s.c.err
 	case !s.state.canSend():
@@ -83,16 +102,17 @@ func (s *Stream) sendErr() error {
 	return nil
 }
 
-// waitWindow waits until the peer has left the stream some window and returns it, at most limit bytes.
-func (s *Stream) waitWindow(limit int) (int, error) {
+// window returns how much the stream may send, at most limit bytes. With wait it waits until that is
+// something.
+func (s *Stream) window(limit int, wait bool) (int, error) {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
 	for {
 		if err := s.sendErr(); err != nil {
 			return 0, err
 		}
-		if s.send.window > 0 {
-			return int(min(int64(limit), s.send.window)), nil
+		if s.send.window > 0 || !wait {
+			return int(max(0, min(int64(limit), s.send.window))), nil
 		}
 		s.wcond.Wait()
 	}
@@ -105,7 +125,7 @@ func (s *Stream) waitWindow(limit int) (int, error) {
 func (s *Stream) ReadFrom(r io.Reader) (total int64, err error) {
 	src := newSource(r)
 	for {
-		window, err := s.waitWindow(quantumBytes)
+		window, err := s.windowFor(src)
 		if err != nil {
 			return total, err
 		}
@@ -131,6 +151,20 @@ func (s *Stream) ReadFrom(r io.Reader) (total int64, err error) {
 			return total, &SourceError{err}
 		}
 	}
+}
+
+// windowFor returns how much to read from src: what the peer's window holds. While that is empty it waits,
+// for the source first: its end needs no window (RFC 9113, section 6.9.1). Of a source that cannot be looked
+// at without reading, a little is read, and waits then.
+func (s *Stream) windowFor(src *source) (int, error) {
+	window, err := s.window(quantumBytes, false)
+	if window > 0 || err != nil {
+		return window, err
+	}
+	if src.raw == nil || src.awaitEnd() {
+		return smallBuffer - frameHeaderLen, nil
+	}
+	return s.window(quantumBytes, true)
 }
 
 // SourceError is returned by Stream.ReadFrom when its source failed, as opposed to the stream.
@@ -222,4 +256,22 @@ func (s *source) tryRead(fd uintptr) bool {
 		s.err = io.EOF
 	}
 	return true
+}
+
+// awaitEnd waits until the socket has something to tell and reports whether that is its end, or an error;
+// bytes are left there.
+func (s *source) awaitEnd() (ended bool) {
+	var probe [1]byte
+	err := s.raw.Read(func(fd uintptr) bool {
+		n, _, err := syscall.Recvfrom(int(fd), probe[:], syscall.MSG_PEEK)
+		for errors.Is(err, syscall.EINTR) {
+			n, _, err = syscall.Recvfrom(int(fd), probe[:], syscall.MSG_PEEK)
+		}
+		if errors.Is(err, syscall.EAGAIN) {
+			return false
+		}
+		ended = n <= 0
+		return true
+	})
+	return ended || err != nil
 }
