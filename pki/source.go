@@ -1,0 +1,223 @@
+package pki
+
+import (
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"culvert/pki/spiffe"
+)
+
+// renewRetry is how long a failed renewal of a self-made identity waits for the next try.
+const renewRetry = time.Minute
+
+// Source holds the identity of a gateway and keeps it current. All methods may be called at any time from any
+// goroutine.
+type Source struct {
+	// immutable after newSource
+	log      *slog.Logger
+	certFile string                    // for messages, "" if there is none
+	paths    []string                  // the files to look at
+	load     func() (*Material, error) // reads all of it anew; nil in a fixed Source
+	renew    func() error              // makes a new identity if the time has come; nil if that is not for us to do
+	interval time.Duration             // between looks at the files, 0 = never
+	stop     chan struct{}             // closed by Close
+	done     chan struct{}             // closed when watchLoop has ended
+
+	current   atomic.Pointer[Material]
+	closeOnce sync.Once
+
+	reloadMu sync.Mutex // one reload at a time; taken before changedMu
+	seen     stamps     // guarded by reloadMu: the files as they were before the last load
+	unsure   bool       // guarded by reloadMu: the last load failed, or files were so fresh that a later change may not show
+	lastErr  string     // guarded by reloadMu: the failure that was reported last, "" after a success
+
+	changedMu sync.Mutex
+	changed   chan struct{} // guarded by changedMu: closed at the next change
+
+	// owned by watchLoop
+	renewAt    time.Time // no renewal before it
+	warnedSoon *Material // the material whose coming end was logged
+	warnedOver *Material // the material whose end was logged
+}
+
+// OpenFiles reads the identity that cfg names and follows its files. Every problem is reported at once, joined,
+// each a *ConfigError. When a file changes later, all three are read again, and the new material replaces the old
+// one only if all of it is good together; otherwise the old one stays, the log says why, once, and each look tries
+// again. cfg.Validate must have cert, key and roots set. Close ends it.
+func OpenFiles(cfg Config, log *slog.Logger) (*Source, error) {
+	if cfg.IsZero() {
+		return nil, &ConfigError{Field: "cert", Reason: Missing, Detail: "is missing", Mend: "name the PEM files of cert, key and roots"}
+	}
+	s := newSource(log, &cfg, func() (*Material, error) { return loadSettled(&cfg) })
+	return s.start()
+}
+
+// Fixed returns a Source whose material never changes. Its Close does nothing.
+func Fixed(m *Material) *Source {
+	s := &Source{changed: make(chan struct{})}
+	s.current.Store(m)
+	return s
+}
+
+// newSource makes a Source that is not started.
+func newSource(log *slog.Logger, cfg *Config, load func() (*Material, error)) *Source {
+	return &Source{
+		log: log, certFile: cfg.Cert, paths: []string{cfg.Cert, cfg.Key, cfg.Roots}, load: load, interval: cfg.pollInterval(),
+		stop: make(chan struct{}), done: make(chan struct{}), changed: make(chan struct{}),
+	}
+}
+
+// start loads for the first time and begins to watch.
+func (s *Source) start() (*Source, error) {
+	if err := s.Reload(); err != nil {
+		return nil, err
+	}
+	if s.interval == 0 {
+		close(s.done)
+		return s, nil
+	}
+	// Close ends it and waits for it.
+	go s.watchLoop()
+	return s, nil
+}
+
+// Current returns the material to use now. It never returns nil and does not block.
+func (s *Source) Current() *Material { return s.current.Load() }
+
+// ID returns who this gateway is now. It is made to be given to SameNamespace.
+func (s *Source) ID() spiffe.ID { return s.Current().ID }
+
+// Changed returns a channel that is closed at the next change of Current. Take the channel first, then look at
+// Current, then wait: so no change is missed.
+func (s *Source) Changed() <-chan struct{} {
+	s.changedMu.Lock()
+	defer s.changedMu.Unlock()
+	return s.changed
+}
+
+// Reload reads the files now, for SIGHUP. It returns why the material that is there cannot be used; then the old one
+// stays current and the caller logs the error. It blocks for the reading of files only.
+func (s *Source) Reload() error {
+	if s.load == nil {
+		return nil
+	}
+	s.reloadMu.Lock()
+	defer s.reloadMu.Unlock()
+	err := s.reload()
+	if err != nil {
+		s.lastErr = err.Error()
+	}
+	return err
+}
+
+// Close stops looking at the files and waits until that has ended. The TLS configurations go on working with the
+// material that is current. It returns nil and may be called more than once.
+func (s *Source) Close() error {
+	if s.load == nil {
+		return nil
+	}
+	s.closeOnce.Do(func() { close(s.stop) })
+	<-s.done
+	return nil
+}
+
+// LogValue returns the current identity and its end.
+func (s *Source) LogValue() slog.Value { return s.Current().LogValue() }
+
+// reload reads the files and puts the material in its place if it is another. The caller holds reloadMu.
+func (s *Source) reload() error {
+	s.seen = statAll(s.paths)
+	s.unsure = true
+	m, err := s.load()
+	if err != nil {
+		return err
+	}
+	s.unsure = s.seen.fresh(time.Now())
+	s.lastErr = ""
+	old := s.Current()
+	if old != nil && old.digest == m.digest {
+		return nil
+	}
+	m.logWarnings(s.log)
+	s.current.Store(m)
+	if old == nil {
+		return nil
+	}
+	if old.ID == m.ID {
+		s.log.Info("identity renewed", "id", m.ID.String(), "not_after", m.NotAfter)
+	} else {
+		s.log.Warn("identity changed to another name", "id", m.ID.String(), "old", old.ID.String(), "not_after", m.NotAfter)
+	}
+	s.changedMu.Lock()
+	defer s.changedMu.Unlock()
+	close(s.changed)
+	s.changed = make(chan struct{})
+	return nil
+}
+
+// watchLoop looks at the files until Close.
+func (s *Source) watchLoop() {
+	defer close(s.done)
+	tick := time.NewTicker(s.interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-tick.C:
+		}
+		s.renewIfDue()
+		s.reloadIfChanged()
+		s.warnOfEnd()
+	}
+}
+
+// reloadIfChanged reloads when the files look different from last time, or when the last look was not to be relied
+// on. A failure is logged when it is another than the last one.
+func (s *Source) reloadIfChanged() {
+	s.reloadMu.Lock()
+	defer s.reloadMu.Unlock()
+	if !s.unsure && s.seen.same(statAll(s.paths)) {
+		return
+	}
+	last := s.lastErr
+	if err := s.reload(); err != nil && err.Error() != last {
+		s.lastErr = err.Error()
+		s.log.Warn("changed identity cannot be used, the old one stays", "id", s.ID().String(), "err", err)
+	}
+}
+
+// renewIfDue makes a new identity when two thirds of the life of the current one are over. It goes by the
+// wall clock, looked at each tick, as a timer stands still while a laptop sleeps.
+func (s *Source) renewIfDue() {
+	now := time.Now()
+	if s.renew == nil || !renewalDue(s.Current(), now) || now.Before(s.renewAt) {
+		return
+	}
+	s.renewAt = now.Add(renewRetry)
+	if err := s.renew(); err != nil {
+		s.log.Error("identity cannot be renewed", "id", s.ID().String(), "not_after", s.Current().NotAfter, "err", err)
+	}
+}
+
+// warnOfEnd logs, once for each material, that less than a tenth of its life is left, and that it is over.
+func (s *Source) warnOfEnd() {
+	m := s.Current()
+	left := time.Until(m.NotAfter)
+	switch {
+	case left <= 0 && s.warnedOver != m:
+		s.warnedOver = m
+		s.log.Error("identity has expired, no handshake will succeed", "id", m.ID.String(), "not_after", m.NotAfter)
+	case left > 0 && left < m.NotAfter.Sub(m.NotBefore)/10 && s.warnedSoon != m:
+		s.warnedSoon = m
+		s.log.Warn("identity expires soon and no newer one is in place", "id", m.ID.String(), "not_after", m.NotAfter)
+	}
+}
+
+// renewalDue reports whether two thirds of the life of m are over.
+func renewalDue(m *Material, now time.Time) bool {
+	life := m.NotAfter.Sub(m.NotBefore)
+	return now.After(m.NotBefore.Add(life / 3 * 2))
+}
