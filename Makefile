@@ -1,0 +1,86 @@
+# Culvert. `make help` lists the targets; CONTRIBUTING.md says which to run when.
+
+GO        ?= go
+PKG       ?= ./...
+RUN       ?= .
+BENCH     ?= .
+COUNT     ?= 1
+FUZZTIME  ?= 30s
+HOURS     ?= 1
+TIMEOUT   ?= 20m
+
+# Tests against programs that are not ours, by name. They run in `make test` and `make conformance`, not in `make check`.
+FOREIGN := ^Test(Foreign|H2spec|Conformance)
+# Tests that count what code costs. The race detector adds costs of its own, so they run without it.
+COSTS   := Alloc|Cost|Memory
+
+export CULVERT_TOOLS := $(CURDIR)/.build/bin
+export PATH          := $(CULVERT_TOOLS):$(PATH):/usr/sbin:/sbin
+
+SUITE := gotestsum --format pkgname --format-icons text --jsonfile
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help run build setup tools test check lint race costs portable conformance soak bench fuzz clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "  PKG=./tunnel/... RUN=TestName narrow race, costs, conformance, soak, bench and fuzz"
+
+run: build ## two gateways and a page behind them, to try with the curl lines it prints; ctrl-c ends it
+	@.ci/setup run
+	@exec bin/gateway demo
+
+build: ## bin/gateway
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/gateway ./cmd/gateway
+
+setup: ## everything `make test` needs: Debian packages (as root), pinned tools, Envoy
+	@.ci/setup test
+
+tools:
+	@.ci/setup tools
+
+test: ## the whole suite: setup, build, lint, portable, race, costs; fails in CI if a test is skipped
+	@$(MAKE) setup
+	@$(MAKE) build
+	@$(MAKE) lint
+	@$(MAKE) portable
+	@$(MAKE) race
+	@$(MAKE) costs
+
+check: tools ## the quick part: lint and the unit tests, without race detector and foreign programs
+	@$(MAKE) lint
+	@$(GO) test -vet=off -short -skip '$(FOREIGN)' $(PKG)
+
+lint: tools ## gofmt, go vet, staticcheck
+	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt-ed:" $$files; exit 1; }
+	@$(GO) vet ./...
+	@staticcheck ./...
+
+race: tools ## every test with the race detector, in shuffled order
+	@$(SUITE) .build/race.json -- -vet=off -race -shuffle=on -timeout $(TIMEOUT) -run '$(RUN)' $(PKG)
+	@.ci/noskip .build/race.json
+
+costs: tools ## the limits on allocations and memory, without the race detector
+	@$(SUITE) .build/costs.json -- -vet=off -count=1 -timeout $(TIMEOUT) -run '$(COSTS)' $(PKG)
+	@.ci/noskip .build/costs.json
+
+portable: ## what is not Linux-only must build elsewhere, tests included
+	@CGO_ENABLED=0 GOOS=darwin $(GO) vet ./...
+
+conformance: setup ## h2spec and the foreign peers (curl, nghttp, nghttpx, Envoy, Node, grpc-go) only
+	@$(SUITE) .build/conformance.json -- -vet=off -count=1 -timeout $(TIMEOUT) -run '$(FOREIGN)' $(PKG)
+	@.ci/noskip .build/conformance.json
+
+soak: setup ## the suite with long counts: SOAK=1 and HOURS (default 1) reach the tests
+	@SOAK=1 HOURS=$(HOURS) $(SUITE) .build/soak.json -- -vet=off -count=1 -timeout $$(( $(HOURS) + 2 ))h -run '$(RUN)' $(PKG)
+
+bench: ## Go benchmarks: BENCH=regexp, COUNT=10 for benchstat
+	@$(GO) test -vet=off -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) $(PKG)
+
+fuzz: ## every fuzz target for FUZZTIME (default 30s)
+	@.ci/fuzz $(FUZZTIME)
+
+clean: ## what make made
+	@rm -rf .build bin
