@@ -188,6 +188,12 @@ func (c *Conn) accept(b *openBlock) error {
 	case b.over:
 		return c.refuseTooLarge(b)
 	case reason != "":
+		if b.badAuthority {
+			// RFC 9113, section 8.1.1: "a server MAY send an HTTP response prior to closing or resetting the
+			// stream"; who mistypes a destination gets an answer that says so.
+			h := Header{Status: 400}
+			c.queueHeaders(frameHeaders, flagEndStream, b.id, nil, h.each)
+		}
 		return streamError(b.id, ProtocolError, reason)
 	case b.selfDependent:
 		return streamError(b.id, ProtocolError, "stream depends on itself")

@@ -121,15 +121,16 @@ const (
 
 // headerBlock collects the fields of one block and judges them (RFC 9113, sections 8.2 and 8.3).
 type headerBlock struct {
-	h         Header
-	seen      uint8  // pseudo-header fields that were there, a bit each
-	regular   bool   // a regular field was there
-	malformed string // first reason why the message is malformed; "" so far
-	length    int64  // content-length; -1: none
-	hasLength bool
-	host      string
-	hasHost   bool
-	judge     bool // the fields are judged and not kept
+	h            Header
+	seen         uint8  // pseudo-header fields that were there, a bit each
+	regular      bool   // a regular field was there
+	malformed    string // first reason why the message is malformed; "" so far
+	length       int64  // content-length; -1: none
+	hasLength    bool
+	host         string
+	hasHost      bool
+	badAuthority bool // that is because of :authority
+	judge        bool // the fields are judged and not kept
 }
 
 const (
@@ -148,6 +149,7 @@ func (b *headerBlock) add(f Field) {
 	}
 	if !validValue(f.Value) {
 		b.malformed = "field value with forbidden octets or surrounding space"
+		b.badAuthority = f.Name == ":authority"
 		return
 	}
 	if strings.HasPrefix(f.Name, ":") {

@@ -194,7 +194,7 @@ func (s *Stream) closeWire() {
 		c.ctrl = appendFrameHeader(c.ctrl, 0, frameData, flagEndStream, s.id)
 		c.ended(s, true)
 	}
-	if !s.own && !s.tunnel() {
+	if !s.own && (!s.tunnel() || s.refused) {
 		code = NoError
 	}
 	if !s.wireDone {

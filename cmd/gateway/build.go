@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+
+	"culvert/pki"
+	"culvert/tunnel"
+	"culvert/tunnel/h2"
+)
+
+// parts is a gateway put together: what a Config becomes. Owned by the goroutine that runs it, except for
+// what each part allows others.
+type parts struct {
+	cfg      *Config
+	log      *logging
+	sockets  *sockets
+	identity *identity
+	budget   *h2.Budget
+	tunnel   *tunnel.Gateway
+	counts   *counts
+	admin    *admin       // nil without an admin address
+	adminAt  net.Listener // where admin is served
+}
+
+// build puts a gateway together and starts it: who it is, what it may use, where flows go, where it is
+// looked at, where flows come in. cfg has been validated. After an error nothing is left behind.
+func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets) (_ *parts, err error) {
+	b := &parts{cfg: cfg, log: log, sockets: s, counts: new(counts)}
+	defer func() {
+		if err != nil {
+			b.close()
+		}
+	}()
+
+	source, err := openIdentity(cfg, p, log.Logger)
+	if err != nil {
+		return nil, err
+	}
+	b.identity = newIdentity(source)
+
+	memory := processMemory(cfg.Memory)
+	limitMemory(memory)
+	b.budget = h2.NewBudget(memory / bufferShare)
+
+	if err := b.openAdmin(cfg); err != nil {
+		return nil, err
+	}
+	cfg.Config.Reserved = b.reserved()
+	b.tunnel, err = tunnel.New(&cfg.Config, tunnel.Env{ // policy, hops, routes
+		Log:       log.Logger,
+		Self:      b.identity.self,
+		ServerTLS: b.identity.serverTLS,
+		ClientTLS: b.identity.clientTLS,
+		H2:        h2.Config{Logger: log.Logger},
+		Budget:    b.budget,
+		Listen: func(_ context.Context, address string) (net.Listener, error) {
+			return s.listen(address)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	b.serveAdmin()
+
+	if err := b.tunnel.Start(ctx); err != nil { // listeners
+		return nil, err
+	}
+	log.Info("gateway is running", "version", buildVersion().Version, "id", b.identity.self().String(),
+		"memory", Size(memory).String(), "files", openFilesLimit())
+	b.announce()
+	for _, address := range s.closeRest() {
+		log.Warn("inherited socket is no listener's and was closed", "address", address)
+	}
+	return b, nil
+}
+
+// announce logs where the gateway can be reached, with the ports that the system chose.
+func (b *parts) announce() {
+	for _, l := range b.cfg.Listeners {
+		b.log.Info("listener is open", "listener", l.Name, "kind", l.Kind, "address", b.tunnel.Addr(l.Name).String())
+	}
+	if b.adminAt != nil {
+		b.log.Info("admin address is open", "address", b.adminAt.Addr().String())
+	}
+}
+
+// openAdmin opens the socket of the admin address; serveAdmin answers on it.
+func (b *parts) openAdmin(cfg *Config) error {
+	if cfg.Admin.Address == "" {
+		return nil
+	}
+	ln, err := b.sockets.listen(cfg.Admin.Address)
+	if err != nil {
+		return fmt.Errorf("admin address: %w", err)
+	}
+	b.adminAt = ln
+	return nil
+}
+
+func (b *parts) serveAdmin() {
+	if b.adminAt == nil {
+		return
+	}
+	if b.admin == nil {
+		metrics := newMetrics(b.tunnel.Stats, b.identity, b.budget, b.counts)
+		b.admin = newAdmin(metrics, b.flows, b.log.Logger)
+	}
+	b.admin.serve(b.adminAt, b.log.Logger)
+}
+
+// flows is what /flows shows.
+func (b *parts) flows(limit int) any {
+	list := b.tunnel.Flows(limit)
+	if list == nil {
+		list = []tunnel.FlowInfo{} // a list in JSON too
+	}
+	return list
+}
+
+// reserved are the addresses of this process that are no listener's.
+func (b *parts) reserved() []netip.AddrPort {
+	if b.adminAt == nil {
+		return nil
+	}
+	at, err := netip.ParseAddrPort(b.adminAt.Addr().String())
+	if err != nil {
+		return nil
+	}
+	return []netip.AddrPort{netip.AddrPortFrom(at.Addr().Unmap().WithZone(""), at.Port())}
+}
+
+// close ends everything at once.
+func (b *parts) close() {
+	if b.tunnel != nil {
+		b.tunnel.Close()
+	}
+	b.closeAdmin()
+	if b.identity != nil {
+		_ = b.identity.current.Load().Close() // it returns nil
+	}
+	b.sockets.closeRest()
+}
+
+// closeAdmin lets answers that are under way end, for a moment.
+func (b *parts) closeAdmin() {
+	if b.admin != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), adminEnd)
+		defer cancel()
+		b.admin.close(ctx)
+	}
+	if b.adminAt != nil {
+		_ = b.adminAt.Close() // the server may have closed it
+	}
+}
+
+// load makes a Config of the flags and checks everything about it that can be checked without changing
+// anything: its form, its sense, its files.
+func load(r *runFlags) (*Config, *places, error) {
+	cfg, p, f := r.config()
+	validate(cfg, p, f)
+	checkFiles(cfg, p, f, slog.New(slog.DiscardHandler)) // what is only odd is logged when it is opened
+	return cfg, p, f.err()
+}
+
+// asFaults puts lines to problems that only building has shown.
+func asFaults(cfg *Config, p *places, err error) error {
+	var problems tunnel.Problems
+	var file *pki.ConfigError
+	if !errors.As(err, &problems) && !errors.As(err, &file) {
+		return err
+	}
+	f := new(faults)
+	v := &validator{cfg: cfg, places: p, faults: f}
+	if len(problems) > 0 {
+		v.join("", problems)
+	} else {
+		v.note("state", "%v", err)
+	}
+	return f
+}

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"culvert/capture"
+	"culvert/pki"
+	"culvert/tunnel"
+)
+
+func checkCommand() *cobra.Command {
+	var file string
+	var noFiles bool
+	cmd := &cobra.Command{
+		Use:   "check -c FILE",
+		Short: "Check a configuration and report everything that is wrong with it",
+		Long: `Check a configuration without starting anything. Every fault is reported at once, as
+file:line: what, and what would be right. The exit code is 0 when there is none, else 2.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return check(cmd.OutOrStdout(), cmd.ErrOrStderr(), file, noFiles)
+		},
+	}
+	cmd.Flags().StringVarP(&file, "config", "c", "", "configuration `FILE` (YAML)")
+	cmd.Flags().BoolVar(&noFiles, "no-files", false, "do not read the files that it names, such as keys on another host")
+	for _, err := range []error{cmd.MarkFlagRequired("config"), cmd.MarkFlagFilename("config", "yaml", "yml")} {
+		if err != nil {
+			panic("BUG: " + err.Error())
+		}
+	}
+	return cmd
+}
+
+func check(stdout, stderr io.Writer, file string, noFiles bool) error {
+	cfg, p, f := readConfig(file)
+	validate(cfg, p, f)
+	if !noFiles {
+		checkFiles(cfg, p, f, newLogging(stderr, LogConfig{Level: "warn"}).Logger)
+	}
+	if err := f.err(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(stdout, "%s is right: %s\n", file, summary(cfg))
+	return failed(err)
+}
+
+// checkFiles reads every file that cfg names, as build does, and notes what is wrong with them.
+func checkFiles(cfg *Config, p *places, f *faults, log *slog.Logger) {
+	v := &validator{cfg: cfg, places: p, faults: f}
+	if !cfg.Identity.IsZero() && cfg.Identity.Validate() == nil {
+		_, err := pki.Load(cfg.Identity, log)
+		v.join("identity", err)
+	}
+	for i, l := range cfg.Listeners {
+		if l.Kind != tunnel.KindSOCKS5 || l.SOCKS5.UsersFile == "" {
+			continue
+		}
+		way, err := capture.NewSocks5(l.SOCKS5)
+		v.join(fmt.Sprintf("listeners[%d].socks5", i), err)
+		if err == nil {
+			for _, warning := range way.Warnings() {
+				log.Warn("login for SOCKS5", "listener", l.Name, "reason", warning)
+			}
+		}
+	}
+}
+
+// summary counts what a configuration has.
+func summary(cfg *Config) string {
+	var parts []string
+	for _, c := range []struct {
+		n    int
+		what string
+	}{{len(cfg.Listeners), "listener"}, {len(cfg.Hops), "hop"}, {len(cfg.Routes), "route"}} {
+		plural := "s"
+		if c.n == 1 {
+			plural = ""
+		}
+		parts = append(parts, fmt.Sprintf("%d %s%s", c.n, c.what, plural))
+	}
+	return strings.Join(parts, ", ")
+}

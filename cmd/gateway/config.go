@@ -1,0 +1,116 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"culvert/pki"
+	"culvert/tunnel"
+)
+
+// Config is one gateway, as one YAML file or the flags of `gateway run` describe it. Zero values mean
+// the defaults named at the fields; a Config is not changed after validate has accepted it. Paths in a
+// file are relative to the folder of that file.
+type Config struct {
+	// State is the folder for what the gateway must keep, such as the identity made on first start.
+	// Default: `$STATE_DIRECTORY` (systemd), `/var/lib/culvert` for root, else
+	// `$XDG_STATE_HOME/culvert` or `~/.local/state/culvert`.
+	State string `yaml:"state"`
+	// Identity is who this gateway is. Without it a CA and an identity
+	// (`spiffe://cluster.local/ns/default/sa/HOST`) are made on first start and kept in State.
+	Identity pki.Config `yaml:"identity"`
+	// What follows in the file is the path of flows: listeners, hops, workloads, routes, policy, timeouts.
+	tunnel.Config `yaml:",inline"`
+	// Admin is the address for probes, metrics and a look at the live flows.
+	Admin AdminConfig `yaml:"admin"`
+	// Memory is the budget of the process, such as `512MiB`. Half of it may be held by stream
+	// buffers. Default: half of what the machine or the control group has.
+	Memory Size `yaml:"memory"`
+	// Drain is how long live flows may run on after the first SIGTERM or SIGINT. Default 30s;
+	// negative: they are cut at once.
+	Drain time.Duration `yaml:"drain"`
+	// Log says what is logged and how.
+	Log LogConfig `yaml:"log"`
+}
+
+// defaultDrain is the grace that container runtimes and systemd leave by default, and some.
+const defaultDrain = 30 * time.Second
+
+func (c *Config) drain() time.Duration {
+	switch {
+	case c.Drain < 0:
+		return 0
+	case c.Drain == 0:
+		return defaultDrain
+	}
+	return c.Drain
+}
+
+// readConfig reads the file into a Config. Everything wrong with its form is in the faults; what could
+// be read is in the Config, so that validate can go on and find the rest.
+func readConfig(file string) (*Config, *places, *faults) {
+	cfg, p, f := new(Config), newPlaces(file), new(faults)
+	text, err := readBounded(file)
+	if err != nil {
+		f.broken = true
+		f.list = append(f.list, fault{file: file, what: fmt.Sprintf("cannot be read: %v; name a configuration with -c FILE", rootCause(err))})
+		return cfg, p, f
+	}
+	(&decoder{places: p, faults: f}).decode(text, cfg)
+	cfg.resolvePaths(filepath.Dir(file))
+	return cfg, p, f
+}
+
+// maxConfigBytes is far above what a person writes, and keeps a wrong path, such as that of a disk, out of
+// memory.
+const maxConfigBytes = 4 << 20
+
+func readBounded(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
+	if err == nil && len(text) > maxConfigBytes {
+		err = fmt.Errorf("it is longer than %s", Size(maxConfigBytes))
+	}
+	return text, err
+}
+
+// resolvePaths makes the paths of a file relative to its folder.
+func (c *Config) resolvePaths(dir string) {
+	paths := []*string{&c.State, &c.Identity.Cert, &c.Identity.Key, &c.Identity.Roots}
+	for i := range c.Listeners {
+		paths = append(paths, &c.Listeners[i].SOCKS5.UsersFile)
+	}
+	for _, p := range paths {
+		if *p != "" && !filepath.IsAbs(*p) {
+			*p = filepath.Join(dir, *p)
+		}
+	}
+}
+
+// stateDir is the folder of State with its default.
+func (c *Config) stateDir() (string, error) {
+	if c.State != "" {
+		return c.State, nil
+	}
+	if dirs := filepath.SplitList(os.Getenv("STATE_DIRECTORY")); len(dirs) > 0 {
+		return dirs[0], nil
+	}
+	if os.Geteuid() == 0 {
+		return "/var/lib/culvert", nil
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "culvert"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", fmt.Errorf("no folder to keep the identity in: %w; name one with --state DIR", err)
+	}
+	return filepath.Join(home, ".local", "state", "culvert"), nil
+}

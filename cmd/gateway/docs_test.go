@@ -1,0 +1,291 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+var update = flag.Bool("update", false, "rewrite the generated documentation")
+
+// TestConfigurationReferenceIsCurrent generates docs/configuration.md from the doc comments and yaml tags
+// of Config and of every struct in it, and from the flags of the commands.
+func TestConfigurationReferenceIsCurrent(t *testing.T) {
+	g := &reference{dirs: map[string]map[string]*ast.StructType{}, done: map[string]bool{}}
+	g.text(referenceIntro)
+	if err := g.section(".", "Config", ""); err != nil {
+		t.Fatal(err)
+	}
+	g.text("\n## Flags\n")
+	root := rootCommand()
+	for _, cmd := range root.Commands() {
+		g.command(cmd)
+	}
+	const file = "../../docs/configuration.md"
+	if *update {
+		if err := os.WriteFile(file, g.out.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	have, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(have, g.out.Bytes()) {
+		t.Errorf("%s is not current; run: go test ./cmd/gateway -run ConfigurationReference -update", file)
+	}
+}
+
+const referenceIntro = `# Configuration reference
+
+<!-- Generated from the Config structs: go test ./cmd/gateway -run ConfigurationReference -update -->
+
+` + "`gateway run -c FILE` reads one YAML file; `gateway check -c FILE` reports everything that is wrong with it,\n" +
+	"each as `file:line: what, and what would be right`. Unknown fields are errors. A running gateway reads the file\n" +
+	"again when it changes and on SIGHUP; a file that is wrong leaves the old configuration running. Flags alone make\n" +
+	"the same configuration for the simple cases. Examples are in `deploy/examples`.\n\n" +
+	"A *time* is written with its unit: `300ms`, `30s`, `5m`, `1h`. A *size* is written as `64KiB`, `512MiB`, `2GiB`.\n"
+
+// reference writes the page.
+type reference struct {
+	out  bytes.Buffer
+	dirs map[string]map[string]*ast.StructType // folder → its struct types
+	done map[string]bool
+}
+
+func (g *reference) text(s string) { g.out.WriteString(s) }
+
+// section writes the fields of a struct, then the structs in it.
+func (g *reference) section(dir, typeName, path string) error {
+	st, err := g.structType(dir, typeName)
+	if err != nil {
+		return err
+	}
+	if path == "" {
+		g.text("\n## The file\n\n")
+	} else {
+		fmt.Fprintf(&g.out, "\n### `%s`\n\n", path)
+	}
+	inners, err := g.fields(dir, typeName, path, st)
+	if err != nil {
+		return err
+	}
+	for _, in := range inners {
+		if err := g.section(in.dir, in.typeName, in.path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// laterSection is a struct whose section is still to be written.
+type laterSection struct{ dir, typeName, path string }
+
+// fields writes the fields of one struct, those of inlined structs in their place, and returns the structs
+// in it.
+func (g *reference) fields(dir, typeName, path string, st *ast.StructType) ([]laterSection, error) {
+	var later []laterSection
+	for _, f := range st.Fields.List {
+		if f.Tag == nil {
+			continue
+		}
+		name, inline, ok := yamlName(reflect.StructTag(strings.Trim(f.Tag.Value, "`")).Get("yaml"))
+		word, in := typeWord(f.Type)
+		if inline {
+			inlined, err := g.structType(importDir(dir, in.pkg), in.name)
+			if err != nil {
+				return nil, err
+			}
+			more, err := g.fields(importDir(dir, in.pkg), in.name, path, inlined)
+			if err != nil {
+				return nil, err
+			}
+			later = append(later, more...)
+			continue
+		}
+		if !ok {
+			continue
+		}
+		doc := strings.Join(strings.Fields(f.Doc.Text()), " ")
+		if doc == "" {
+			return nil, fmt.Errorf("%s.%s (%s) has no doc comment", dir, typeName, name)
+		}
+		if in != nil && !g.isStruct(importDir(dir, in.pkg), in.name) {
+			word, in = strings.Replace(word, "fields", "text", 1), nil // such as a password
+		}
+		fmt.Fprintf(&g.out, "- `%s` (%s): %s\n", name, word, sentence(doc, f.Names[0].Name, st))
+		if in != nil {
+			at := strings.TrimPrefix(path+"."+name, ".") + in.suffix
+			later = append(later, laterSection{importDir(dir, in.pkg), in.name, at})
+		}
+	}
+	return later, nil
+}
+
+// sentence makes a doc comment fit for the page: without the Go name that it begins with, and with the
+// names of the file for the other fields of the struct.
+func sentence(doc, goName string, st *ast.StructType) string {
+	if rest, ok := strings.CutPrefix(doc, goName+" "); ok {
+		switch verb, after, _ := strings.Cut(rest, " "); {
+		case verb == "is" || verb == "are":
+			doc = after
+		case strings.HasSuffix(verb, "s"): // lists, says, lets
+			doc = rest
+		}
+	}
+	named := strings.HasPrefix(doc, goName)
+	for _, f := range st.Fields.List {
+		if len(f.Names) != 1 || f.Tag == nil || len(f.Names[0].Name) < 3 {
+			continue
+		}
+		if name, _, ok := yamlName(reflect.StructTag(strings.Trim(f.Tag.Value, "`")).Get("yaml")); ok {
+			doc = regexp.MustCompile("\\b"+f.Names[0].Name+"\\b").ReplaceAllString(doc, "`"+name+"`")
+		}
+	}
+	if named {
+		return doc
+	}
+	return strings.ToUpper(doc[:1]) + doc[1:]
+}
+
+// innerType is a struct named in a field's type.
+type innerType struct{ pkg, name, suffix string }
+
+func typeWord(e ast.Expr) (string, *innerType) {
+	switch t := e.(type) {
+	case *ast.Ident:
+		switch t.Name {
+		case "string":
+			return "text", nil
+		case "bool":
+			return "true or false", nil
+		case "Size":
+			return "size", nil
+		}
+		if ast.IsExported(t.Name) {
+			return "fields", &innerType{name: t.Name}
+		}
+		return "number", nil
+	case *ast.SelectorExpr:
+		pkg := t.X.(*ast.Ident).Name
+		if pkg == "time" {
+			return "time", nil
+		}
+		return "fields", &innerType{pkg: pkg, name: t.Sel.Name}
+	case *ast.StarExpr:
+		return typeWord(t.X)
+	case *ast.ArrayType:
+		word, in := typeWord(t.Elt)
+		if in != nil {
+			in.suffix = "[]" + in.suffix
+		}
+		return "list of " + strings.Replace(word, "text", "texts", 1), in
+	case *ast.MapType:
+		word, in := typeWord(t.Value)
+		if in != nil {
+			in.suffix = ".NAME" + in.suffix
+		}
+		return word + " by name", in
+	}
+	return "value", nil
+}
+
+// importDir is the folder of a package of this module, seen from dir.
+func importDir(dir, pkg string) string {
+	if pkg == "" {
+		return dir
+	}
+	return filepath.Join("../..", pkg)
+}
+
+func (g *reference) structType(dir, name string) (*ast.StructType, error) {
+	if g.dirs[dir] == nil {
+		types, err := structTypes(dir)
+		if err != nil {
+			return nil, err
+		}
+		g.dirs[dir] = types
+	}
+	st := g.dirs[dir][name]
+	if st == nil {
+		return nil, fmt.Errorf("no struct %s in %s", name, dir)
+	}
+	return st, nil
+}
+
+func (g *reference) isStruct(dir, name string) bool {
+	_, err := g.structType(dir, name)
+	return err == nil
+}
+
+func structTypes(dir string) (map[string]*ast.StructType, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		return nil, err
+	}
+	types := map[string]*ast.StructType{}
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments)
+		if err != nil {
+			return nil, err
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			if spec, ok := n.(*ast.TypeSpec); ok {
+				if st, ok := spec.Type.(*ast.StructType); ok {
+					types[spec.Name.Name] = st
+				}
+			}
+			return true
+		})
+	}
+	return types, nil
+}
+
+// command writes the flags of a command and of those below it.
+func (g *reference) command(cmd *cobra.Command) {
+	if cmd.HasSubCommands() {
+		for _, sub := range cmd.Commands() {
+			g.command(sub)
+		}
+		return
+	}
+	if cmd.Name() == "help" || cmd.Hidden {
+		return
+	}
+	fmt.Fprintf(&g.out, "\n### `%s`\n\n%s.\n", cmd.UseLine(), cmd.Short)
+	first := true
+	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+		if f.Hidden || f.Name == "help" {
+			return
+		}
+		if first {
+			g.text("\n")
+			first = false
+		}
+		value, usage := pflag.UnquoteUsage(f)
+		short := ""
+		if f.Shorthand != "" {
+			short = "-" + f.Shorthand + ", "
+		}
+		def := ""
+		if f.DefValue != "" && f.DefValue != "[]" && f.DefValue != "false" && f.DefValue != "0" {
+			def = fmt.Sprintf(" (default `%s`)", f.DefValue)
+		}
+		fmt.Fprintf(&g.out, "- `%s--%s`: %s%s\n", short, strings.TrimSpace(f.Name+" "+value), usage, def)
+	})
+}

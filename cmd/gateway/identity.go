@@ -1,0 +1,101 @@
+package main
+
+import (
+	"crypto/tls"
+	"log/slog"
+	"os"
+	"sync/atomic"
+
+	"culvert/pki"
+	"culvert/pki/spiffe"
+	"culvert/tunnel"
+)
+
+// identity is who this gateway is. A reload may put another source in its place; handshakes that begin
+// then use that one, and connections that stand go on. All methods may be called concurrently.
+type identity struct {
+	current atomic.Pointer[identitySource]
+}
+
+// identitySource is a source with the TLS configuration that is made of it once.
+type identitySource struct {
+	*pki.Source
+	server *tls.Config
+}
+
+func newIdentity(source *pki.Source) *identity {
+	i := new(identity)
+	i.swap(source)
+	return i
+}
+
+// swap makes source the one to use and returns the one before, nil if there was none.
+func (i *identity) swap(source *pki.Source) *pki.Source {
+	// Who the peer may be is left to policy, which answers in HTTP. TLS already refuses other trust domains.
+	old := i.current.Swap(&identitySource{Source: source, server: source.ServerTLS(nil)})
+	if old == nil {
+		return nil
+	}
+	return old.Source
+}
+
+func (i *identity) self() spiffe.ID { return i.current.Load().ID() }
+
+// serverTLS is tunnel.Env.ServerTLS.
+func (i *identity) serverTLS(string) *tls.Config { return i.current.Load().server }
+
+// clientTLS is tunnel.Env.ClientTLS.
+func (i *identity) clientTLS(hop *tunnel.Hop) *tls.Config {
+	return i.current.Load().ClientTLS(i.verifier(hop.Identity))
+}
+
+// verifier says who a hop may be: the one that the configuration names, or anybody of the own trust domain
+// and namespace.
+func (i *identity) verifier(id spiffe.ID) func(spiffe.ID) error {
+	if id.IsZero() {
+		return pki.SameNamespace(i.self)
+	}
+	return pki.Exactly(id)
+}
+
+// openIdentity opens the identity that cfg names, or the one kept in the state folder, made on first
+// start. Faults of the files are faults of the configuration.
+func openIdentity(cfg *Config, p *places, log *slog.Logger) (*pki.Source, error) {
+	if !cfg.Identity.IsZero() {
+		source, err := pki.OpenFiles(cfg.Identity, log)
+		if err != nil {
+			f := new(faults)
+			(&validator{cfg: cfg, places: p, faults: f}).join("identity", err)
+			return nil, f
+		}
+		return source, nil
+	}
+	dir, err := cfg.stateDir()
+	if err != nil {
+		return nil, err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, err
+	}
+	return pki.OpenState(dir, host, log)
+}
+
+// identityConfig makes the part of a Config that says who this gateway is: for commands that connect to
+// others and do not listen.
+func (r *runFlags) identityConfig() (*Config, *places, *faults) {
+	if r.file != "" {
+		return r.config()
+	}
+	cfg, p, f := new(Config), newPlaces(""), new(faults)
+	cfg.State = r.state
+	r.identity(cfg, p)
+	(&validator{cfg: cfg, places: p, faults: f}).join("identity", cfg.Identity.Validate())
+	return cfg, p, f
+}
+
+// identity takes the flags that name the identity's files.
+func (r *runFlags) identity(cfg *Config, p *places) {
+	cfg.Identity.Cert, cfg.Identity.Key, cfg.Identity.Roots = r.cert, r.key, r.roots
+	p.flags["identity.cert"], p.flags["identity.key"], p.flags["identity.roots"] = "--cert", "--key", "--roots"
+}

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"culvert/tunnel"
+	"culvert/tunnel/h2"
+)
+
+// counts are the events that only this package sees.
+type counts struct {
+	reloads, reloadsFailed atomic.Int64
+}
+
+// collector renders the packages' counters. It takes one snapshot per scrape and keeps nothing. Counters
+// and what has a unit end in _total, _bytes or _seconds; the number of things that are open now has no
+// unit, so it has no ending.
+type collector struct {
+	stats  func() tunnel.Stats
+	id     *identity
+	budget *h2.Budget
+	counts *counts
+
+	ended    *prometheus.Desc
+	notAfter *prometheus.Desc
+	reloads  *prometheus.Desc
+	build    *prometheus.Desc
+	plain    []plainMetric
+}
+
+// plainMetric is a metric without labels.
+type plainMetric struct {
+	desc  *prometheus.Desc
+	kind  prometheus.ValueType
+	value func(*tunnel.Stats) int64
+}
+
+// newMetrics returns a registry with everything that /metrics shows.
+func newMetrics(stats func() tunnel.Stats, id *identity, budget *h2.Budget, n *counts) *prometheus.Registry {
+	c := &collector{
+		stats: stats, id: id, budget: budget, counts: n,
+		ended:    describe("flows_ended_total", "Flows that are over, by why; ok is a good end.", "cause"),
+		notAfter: describe("identity_not_after_seconds", "When this gateway's certificate ends to be valid, Unix time."),
+		reloads:  describe("reloads_total", "Reloads of the configuration, by result.", "result"),
+		build:    describe("build_info", "Always 1; the labels tell what runs.", "version", "revision", "goversion"),
+	}
+	c.counters()
+	c.gauges()
+	r := prometheus.NewRegistry()
+	r.MustRegister(c, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("culvert_"+name, help, labels, nil)
+}
+
+func (c *collector) counters() {
+	add := func(name, help string, value func(*tunnel.Stats) int64) {
+		c.plain = append(c.plain, plainMetric{describe(name, help), prometheus.CounterValue, value})
+	}
+	add("flows_total", "Flows accepted.", func(s *tunnel.Stats) int64 { return s.Flows })
+	add("in_bytes_total", "Bytes carried towards destinations.", func(s *tunnel.Stats) int64 { return s.BytesIn })
+	add("out_bytes_total", "Bytes carried back from destinations.", func(s *tunnel.Stats) int64 { return s.BytesOut })
+	add("tls_refused_total", "Peers that did not get through the TLS handshake.", func(s *tunnel.Stats) int64 { return s.TLSRefused })
+	add("capture_failed_total", "Apps that did not get through the handshake of their way, such as SOCKS5.", func(s *tunnel.Stats) int64 { return s.CaptureFailed })
+	add("accept_errors_total", "Errors of accepting connections.", func(s *tunnel.Stats) int64 { return s.AcceptErrors })
+	add("shed_total", "Connections closed at once because files, memory or a listener's limit were used up.", func(s *tunnel.Stats) int64 { return s.Shed })
+	add("dials_total", "Connections to destinations, tried.", func(s *tunnel.Stats) int64 { return s.Dials })
+	add("dial_failures_total", "Connections to destinations that failed.", func(s *tunnel.Stats) int64 { return s.DialFailures })
+	add("transport_dials_total", "Connections to hops, tried.", func(s *tunnel.Stats) int64 { return s.TransportDials })
+	add("transport_failures_total", "Connections to hops that failed.", func(s *tunnel.Stats) int64 { return s.TransportFailures })
+	add("retries_total", "Tunnels asked for again because a hop had not processed the request.", func(s *tunnel.Stats) int64 { return s.Retries })
+	add("abandoned_total", "Requests whose app went away and that were left to end by themselves.", func(s *tunnel.Stats) int64 { return s.Abandoned })
+	add("stalled_resets_total", "Stalled streams reset because the buffers were at their limit.", func(*tunnel.Stats) int64 { return c.budget.Resets() })
+}
+
+func (c *collector) gauges() {
+	add := func(name, help string, value func(*tunnel.Stats) int64) {
+		c.plain = append(c.plain, plainMetric{describe(name, help), prometheus.GaugeValue, value})
+	}
+	add("active_flows", "Flows that are not over.", func(s *tunnel.Stats) int64 { return s.Active })
+	add("connections", "Accepted connections that are open.", func(s *tunnel.Stats) int64 { return s.Connections })
+	add("transports", "Connections to hops that are open.", func(s *tunnel.Stats) int64 { return s.Transports })
+	add("buffer_bytes", "Bytes of stream buffers in use.", func(*tunnel.Stats) int64 { return c.budget.Used() })
+	add("buffer_limit_bytes", "Bytes that stream buffers may use.", func(*tunnel.Stats) int64 { return c.budget.Limit() })
+}
+
+// Describe sends the descriptions of all metrics.
+func (c *collector) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.ended, c.notAfter, c.reloads, c.build} {
+		to <- d
+	}
+	for _, m := range c.plain {
+		to <- m.desc
+	}
+}
+
+// Collect sends the values of now.
+func (c *collector) Collect(to chan<- prometheus.Metric) {
+	s := c.stats()
+	for _, m := range c.plain {
+		to <- prometheus.MustNewConstMetric(m.desc, m.kind, float64(m.value(&s)))
+	}
+	for cause, n := range s.Ended {
+		to <- prometheus.MustNewConstMetric(c.ended, prometheus.CounterValue, float64(n), cause)
+	}
+	to <- prometheus.MustNewConstMetric(c.notAfter, prometheus.GaugeValue, float64(c.id.current.Load().Current().NotAfter.Unix()))
+	to <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(c.counts.reloads.Load()), "ok")
+	to <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(c.counts.reloadsFailed.Load()), "failed")
+	v := buildVersion()
+	to <- prometheus.MustNewConstMetric(c.build, prometheus.GaugeValue, 1, v.Version, v.Revision, v.Go)
+}

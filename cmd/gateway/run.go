@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// forcedEnd is what the parts have to end after a second signal; then the process ends without them.
+const forcedEnd = time.Second
+
+func runCommand() *cobra.Command {
+	r := &runFlags{}
+	cmd := &cobra.Command{
+		Use:   "run [-c FILE | flags]",
+		Short: "Run a gateway until SIGTERM or SIGINT",
+		Long: `Run a gateway, configured by a file or by flags alone.
+
+  gateway run --socks 127.0.0.1:1080 --via exit.example:15008    an entry
+  gateway run --hbone :15008 --egress '*.example.com:443'        an exit
+  gateway run -c gateway.yaml                                    anything
+
+The first SIGTERM or SIGINT drains: no new flows, those that live go on until --drain is
+over. A second one ends at once. SIGHUP, or a change of FILE, reloads.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r.changed = cmd.Flags().Changed
+			return run(cmd, r)
+		},
+	}
+	r.addFile(cmd.Flags())
+	r.addIdentity(cmd.Flags())
+	r.addRun(cmd.Flags())
+	completeRun(cmd)
+	return cmd
+}
+
+// run starts a gateway and returns when it has ended.
+func run(cmd *cobra.Command, r *runFlags) error {
+	cfg, p, err := load(r)
+	if err != nil {
+		return err
+	}
+	// A log that nobody reads any more must not end the gateway.
+	signal.Ignore(syscall.SIGPIPE)
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	log := newLogging(cmd.ErrOrStderr(), cfg.Log)
+	if err := noCoreDumps(); err != nil {
+		log.Warn("core dumps, which hold keys, are not switched off", "err", err)
+	}
+	notify, err := newNotifier(os.Getenv)
+	if err != nil {
+		log.Warn("the service manager will not hear of this gateway", "err", err)
+	}
+	defer notify.close()
+	s, err := inheritSockets()
+	if err != nil {
+		return failed(err)
+	}
+	b, err := build(cmd.Context(), cfg, p, log, s)
+	if err != nil {
+		return failed(asFaults(cfg, p, err))
+	}
+	defer b.close()
+	m := &manager{parts: b, flags: r, notify: notify, signals: signals}
+	return failed(m.loop(cmd.Context()))
+}
+
+// manager is the main goroutine of a running gateway: it hears signals, the file and the watchdog.
+type manager struct {
+	*parts
+	flags   *runFlags
+	notify  *notifier
+	signals <-chan os.Signal
+}
+
+// loop runs until a signal, or ctx, has ended the gateway.
+func (m *manager) loop(ctx context.Context) error {
+	m.setReady(true)
+	m.notify.ready()
+	var file *fileWatch
+	var look <-chan time.Time
+	if m.flags.file != "" {
+		file = newFileWatch(m.flags.file)
+		ticker := time.NewTicker(watchInterval)
+		defer ticker.Stop()
+		look = ticker.C
+	}
+	alive := m.watchdog()
+	defer alive.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return m.drain(ctx.Err().Error(), alive.C)
+		case s := <-m.signals:
+			if s != syscall.SIGHUP {
+				return m.drain(s.String(), alive.C)
+			}
+			if file != nil {
+				file.changed() // what is there now is about to be read
+			}
+			m.reload(ctx, "SIGHUP")
+		case <-look:
+			if file.changed() {
+				m.reload(ctx, "the file changed")
+			}
+		case <-alive.C:
+			m.notify.alive()
+		}
+	}
+}
+
+// watchdog ticks as often as the service manager should hear from us; never, if it does not want to.
+func (m *manager) watchdog() *time.Ticker {
+	if every := m.notify.interval(); every > 0 {
+		return time.NewTicker(every)
+	}
+	t := time.NewTicker(time.Hour)
+	t.Stop()
+	return t
+}
+
+func (m *manager) setReady(ready bool) {
+	if m.admin != nil {
+		m.admin.ready.Store(ready)
+	}
+}
+
+// drain ends the gateway: no new flows, and those that live go on until the configured time is over or a
+// second signal comes.
+func (m *manager) drain(why string, alive <-chan time.Time) error {
+	m.notify.stopping()
+	if m.admin != nil {
+		m.admin.draining.Store(true)
+	}
+	grace := m.cfg.drain()
+	m.log.Info("draining", "reason", why, "flows", m.tunnel.Stats().Active, "grace", grace)
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	done := make(chan error, 1)
+	// Ends with the last flow, with ctx, or with the process after a second signal; waited for below.
+	go func() { done <- m.tunnel.Drain(ctx) }()
+	for {
+		select {
+		case err := <-done:
+			if err != nil {
+				m.log.Warn("drained; flows that outlived the grace were cut", "grace", grace)
+			} else {
+				m.log.Info("drained")
+			}
+			return nil
+		case s := <-m.signals:
+			if s == syscall.SIGHUP {
+				continue
+			}
+			cancel()
+			return m.force(s, done)
+		case <-alive:
+			m.notify.alive()
+		}
+	}
+}
+
+// errForced is why a gateway ends that was told twice.
+var errForced = errors.New("ended at once by a second signal")
+
+// force ends at once: what is left is cut, and not waited for long.
+func (m *manager) force(s os.Signal, done <-chan error) error {
+	left := m.tunnel.Stats().Active
+	select {
+	case <-done:
+	case <-time.After(forcedEnd):
+	}
+	return fmt.Errorf("%w (%v); %d flows were cut", errForced, s, left)
+}

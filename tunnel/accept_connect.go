@@ -1,0 +1,240 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"culvert/pki/spiffe"
+	"culvert/policy"
+	"culvert/tunnel/h2"
+)
+
+// WayConnect is Flow.Way of a flow that a peer asked for with CONNECT.
+const WayConnect = "connect"
+
+// serverConn is a connection of a peer, on which it asks for flows.
+type serverConn struct {
+	// immutable once the connection is served
+	g       *Gateway
+	l       *listener
+	conn    *h2.Conn
+	peer    spiffe.ID
+	source  netip.AddrPort
+	dialled netip.Addr
+
+	trust atomic.Pointer[trust] // as the plan that was current last has it
+
+	mu    sync.Mutex
+	ended int64 // streams that are over; guarded by mu
+	one   sync.Cond
+}
+
+// trust is whether a plan trusts a peer with header fields.
+type trust struct {
+	plan    *plan
+	trusted bool
+}
+
+// serveConnect authenticates a peer and serves the streams of its connection until it ends.
+func (l *listener) serveConnect(nc net.Conn, conf *listenerConf) {
+	g := l.g
+	tc, peer, err := l.authenticate(nc, conf)
+	if err != nil {
+		g.stats.tlsRefused.add(1)
+		l.logRefused(nc, conf, err)
+		g.farewell(nc)
+		return
+	}
+	tuneTransport(nc)
+	s := &serverConn{g: g, l: l, peer: peer, source: addrPort(nc.RemoteAddr()), dialled: addrPort(nc.LocalAddr()).Addr()}
+	s.one.L = &s.mu
+	cfg := g.env.H2
+	cfg.Handler, cfg.Budget = s.serveStream, g.env.Budget
+	if s.conn, err = h2.NewServer(tc, &cfg); err != nil {
+		_ = nc.Close()
+		return
+	}
+	if !g.addServer(s) {
+		s.drain(g.base)
+	}
+	<-s.conn.Done()
+	s.close()
+	g.removeServer(s)
+}
+
+// authenticate does the TLS handshake with a peer and returns who it is. ALPN is h2, or nothing at all, as
+// ztunnel accepts.
+func (l *listener) authenticate(nc net.Conn, conf *listenerConf) (*tls.Conn, spiffe.ID, error) {
+	ctx, cancel := context.WithTimeout(l.g.base, l.g.plan.Load().timeouts.Handshake)
+	defer cancel()
+	tc := tls.Server(nc, l.g.env.ServerTLS(conf.name))
+	if err := tc.HandshakeContext(ctx); err != nil {
+		return nil, spiffe.ID{}, fmt.Errorf("TLS handshake: %w", err)
+	}
+	cs := tc.ConnectionState()
+	if p := cs.NegotiatedProtocol; p != "h2" && p != "" {
+		return nil, spiffe.ID{}, fmt.Errorf("the peer speaks %q in TLS, want h2", p)
+	}
+	peer, err := peerID(&cs)
+	return tc, peer, err
+}
+
+// How long, and for how many bytes, a connection is read on whose peer was refused in TLS.
+const (
+	farewellTimeout = time.Second
+	farewellBytes   = 16 << 10
+)
+
+// farewell closes the connection of a peer that was refused. In TLS 1.3 the peer has already sent its first
+// requests, and a socket that is closed with unread bytes is reset, so that the alert which says why would
+// be lost.
+func (g *Gateway) farewell(nc net.Conn) {
+	defer g.closeWithGateway(nc)()
+	s := newSocket(nc)
+	if s.CloseWrite() == nil && s.SetReadDeadline(time.Now().Add(farewellTimeout)) == nil {
+		_, _ = io.CopyN(io.Discard, s, farewellBytes) // whatever ends it
+	}
+	_ = s.Close()
+}
+
+// refusedLogEvery is how many refused peers share a line in the log; the metric counts all.
+const refusedLogEvery = 100
+
+// logRefused tells of a peer that did not get through TLS. A stranger can make any number of these, so
+// after the first of them only some are logged.
+func (l *listener) logRefused(nc net.Conn, conf *listenerConf, err error) {
+	n := l.g.stats.tlsRefused.load()
+	if n > refusedLogEvery && n%refusedLogEvery != 0 {
+		return
+	}
+	l.g.env.Log.LogAttrs(l.g.base, slog.LevelInfo, "peer refused",
+		slog.String("listener", conf.name), slog.String("src", nc.RemoteAddr().String()), slog.String("err", err.Error()))
+}
+
+// serveStream carries one stream that the peer has opened. It runs in a goroutine of its own.
+func (s *serverConn) serveStream(st *h2.Stream) {
+	head, conf := st.Request(), s.l.conf.Load()
+	if conf.requests != nil && (head.Method != http.MethodConnect || head.Protocol != "") {
+		conf.requests(st)
+		s.streamEnded()
+		return
+	}
+	s.g.carry(s.newFlow(head, conf), &connected{s: &h2Stream{st}})
+}
+
+// newFlow makes a flow of a request, or one that is refused where it is no CONNECT to a destination.
+func (s *serverConn) newFlow(head *h2.Header, conf *listenerConf) *Flow {
+	r := &Request{
+		Dialled: s.dialled, Baggage: strings.Join(head.Values(fieldBaggage), ","), Forwarded: strings.Join(head.Values(fieldForwarded), ", "),
+		Traceparent: head.Get(fieldTraceparent), Hops: countHops(head.Values(fieldVia)),
+	}
+	r.believe(s.trusted())
+	f := &Flow{Listener: conf.name, Way: WayConnect, Source: s.source, Peer: s.peer, Request: r, Ended: s.streamEnded}
+	if head.Method != http.MethodConnect || head.Protocol != "" {
+		r.Fault = &Error{Cause: CauseNotConnect, Reason: "the request is " + head.Method}
+	} else {
+		f.Target, r.Fault = ParseAuthority(head.Authority)
+	}
+	return f
+}
+
+// trusted reports whether the peer's header fields are believed. It is asked with no identity of our own, so
+// that nobody is trusted for being a neighbour.
+func (s *serverConn) trusted() bool {
+	p := s.g.plan.Load()
+	t := s.trust.Load()
+	if t == nil || t.plan != p {
+		t = &trust{plan: p, trusted: p.trusted.Decide(&policy.Request{Peer: s.peer}).Allow}
+		s.trust.Store(t)
+	}
+	return t.trusted
+}
+
+func (s *serverConn) streamEnded() {
+	s.mu.Lock()
+	s.ended++
+	s.mu.Unlock()
+	s.one.Broadcast()
+}
+
+// drain takes no more streams, waits for those that live until ctx ends, and closes.
+func (s *serverConn) drain(ctx context.Context) {
+	_ = s.conn.Drain(ctx) // whatever became of it, the connection is over
+	_ = s.conn.Close()
+}
+
+// close ends the connection and waits for everything that ran on it.
+func (s *serverConn) close() {
+	_ = s.conn.Close() // waits for the reader, which starts the handlers
+	accepted := s.conn.Stats().Accepted
+	s.mu.Lock()
+	for s.ended < accepted {
+		s.one.Wait()
+	}
+	s.mu.Unlock()
+}
+
+// addServer enters a connection into the books; false: the gateway takes no new flows.
+func (g *Gateway) addServer(s *serverConn) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.servers[s] = struct{}{}
+	return g.state == stateRunning
+}
+
+func (g *Gateway) removeServer(s *serverConn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.servers, s)
+}
+
+// closeWithGateway closes nc when the gateway closes, until stop is called.
+func (g *Gateway) closeWithGateway(nc net.Conn) (stop func() bool) {
+	return context.AfterFunc(g.base, func() { _ = nc.Close() })
+}
+
+// connected answers a CONNECT.
+type connected struct{ s *h2Stream }
+
+// Accept answers 200, after the tunnel stands (HBONE.md, "Response").
+func (a *connected) Accept(f *Flow) (Conn, []byte, error) {
+	h := &h2.Header{Status: statusOK}
+	if baggage := f.localBaggage(); baggage != "" {
+		h.Fields = []h2.Field{{Name: fieldBaggage, Value: baggage}}
+	}
+	if err := a.s.Respond(h, false); err != nil {
+		_ = a.s.Close() // the peer has reset it
+		return nil, nil, err
+	}
+	return a.s, nil, nil
+}
+
+// localBaggage describes the workload at this end: the destination, where it is one of ours, else this
+// gateway.
+func (f *Flow) localBaggage() string {
+	if w := f.plan.workloads[f.Target.Addr]; w != nil {
+		return w.baggage
+	}
+	return f.plan.baggage
+}
+
+// Refuse answers with the status and the Proxy-Status of err, and no body.
+func (a *connected) Refuse(f *Flow, err error) {
+	h := &h2.Header{Status: verdicts[CauseOf(err)].status}
+	h.Fields = []h2.Field{{Name: fieldProxyStatus, Value: proxyStatus(f.plan.name, err)}}
+	_ = a.s.Respond(h, true) // a peer that has reset the stream wants no answer
+	_ = a.s.Close()
+}
+
+// Gone is closed when the peer has reset the stream.
+func (a *connected) Gone() <-chan struct{} { return a.s.Done() }

@@ -1,0 +1,175 @@
+package tunnel
+
+import (
+	"net/netip"
+	"time"
+
+	"culvert/capture"
+	"culvert/policy"
+)
+
+// Config describes the path of flows through one gateway: where they are accepted, what decides, where
+// they are opened to. It is one part of the configuration file. Zero values mean the defaults named at the
+// fields. A Config is not changed after it was handed over.
+type Config struct {
+	// Name is how the gateway calls itself in what it says to peers (`proxy-status`). Default: the service
+	// account of its identity.
+	Name string `yaml:"name"`
+	// Listeners are where flows come in. At least one.
+	Listeners []ListenerConfig `yaml:"listeners"`
+	// Hops are the gateways that flows can be sent through, by name.
+	Hops map[string]HopConfig `yaml:"hops"`
+	// Workloads are what this gateway knows of its own: their addresses are local.
+	Workloads []WorkloadConfig `yaml:"workloads"`
+	// Routes say where flows go. The first that matches wins; a flow that none matches is refused.
+	Routes []RouteConfig `yaml:"routes"`
+	// Policy says which peers may come, and what may be reached from here. Every hop decides for itself.
+	Policy policy.Config `yaml:"policy"`
+	// TrustHeaders lists the peers whose `baggage`, `forwarded` and `traceparent` are believed and passed
+	// on, written as in `policy.allow`. Of others these fields end here. Default: none.
+	TrustHeaders []string `yaml:"trustHeaders"`
+	// Timeouts bound how long things may take and how long flows may last.
+	Timeouts TimeoutConfig `yaml:"timeouts"`
+
+	// Reserved are addresses on which the process listens besides the Listeners, such as the admin
+	// address. No flow may lead there.
+	Reserved []netip.AddrPort `yaml:"-"`
+}
+
+// ListenerConfig is one address where flows come in.
+type ListenerConfig struct {
+	// Name is how routes, logs and metrics call the listener. Required, unique.
+	Name string `yaml:"name"`
+	// Kind is how flows come in: `hbone` (CONNECT over mutual TLS and HTTP/2, from other gateways),
+	// `socks5` (from programs on this host) or `forward` (every connection goes to one destination).
+	Kind string `yaml:"kind"`
+	// Address to listen on: `host:port`, or `:port` for all addresses of this host.
+	Address string `yaml:"address"`
+	// To is the destination of a `forward` listener, `host:port`. Names are resolved at the far end.
+	To string `yaml:"to"`
+	// SOCKS5 says who may use a `socks5` listener.
+	SOCKS5 capture.Socks5Config `yaml:"socks5"`
+	// Open lets a `socks5` listener without users be reachable from other hosts. Whoever reaches it
+	// uses this gateway's identity.
+	Open bool `yaml:"open"`
+	// MaxConnections is how many accepted connections may be open at once; above it new ones are closed
+	// at once. Default 100000; negative: no limit but that of the system.
+	MaxConnections int `yaml:"maxConnections"`
+}
+
+// The kinds of listeners that this package serves. Env.Ways adds others.
+const (
+	KindHBONE   = "hbone"
+	KindSOCKS5  = "socks5"
+	KindForward = "forward"
+)
+
+// HopConfig is another gateway.
+type HopConfig struct {
+	// Address of the gateway's hbone listener, `host:port`. Either this or Endpoints.
+	Address string `yaml:"address"`
+	// Endpoints are several addresses of the same hop: a new connection goes to one of them, chosen by
+	// weight, and to the others when that fails.
+	Endpoints []EndpointConfig `yaml:"endpoints"`
+	// Identity the gateway must have, such as `spiffe://cluster.local/ns/shop/sa/gw`. Default: any
+	// with the same trust domain and namespace as this gateway.
+	Identity string `yaml:"identity"`
+	// Transport is how the hop is reached: `h2`. Default `h2`.
+	Transport string `yaml:"transport"`
+	// StreamsPerConnection is how many flows share a connection to the hop before another one is
+	// opened. Default 100, and never more than the hop allows.
+	StreamsPerConnection int `yaml:"streamsPerConnection"`
+}
+
+// EndpointConfig is one of several addresses of a hop.
+type EndpointConfig struct {
+	// Address is `host:port`.
+	Address string `yaml:"address"`
+	// Weight is this endpoint's share of the connections, in relation to the others. Default 1.
+	Weight int `yaml:"weight"`
+}
+
+// WorkloadConfig is a program that this gateway stands before.
+type WorkloadConfig struct {
+	// Name of the workload, for people and in the `baggage` that is sent for it.
+	Name string `yaml:"name"`
+	// Namespace of the workload. Default: that of this gateway's identity.
+	Namespace string `yaml:"namespace"`
+	// Labels of the workload; `version` is told in `baggage`.
+	Labels map[string]string `yaml:"labels"`
+	// Addresses of the workload: flows to them are local.
+	Addresses []string `yaml:"addresses"`
+	// ServiceAccount of the workload.
+	ServiceAccount string `yaml:"serviceAccount"`
+}
+
+// RouteConfig sends the flows that match it to their next hop, or to their destination.
+type RouteConfig struct {
+	// Listeners are the names of those it applies to. Default: all.
+	Listeners []string `yaml:"listeners"`
+	// Hosts are destination names that match: `orders.shop.svc` or `*.shop.svc`, each with `:port` if
+	// only that port. `*` is every destination.
+	Hosts []string `yaml:"hosts"`
+	// Destinations are addresses that match: `local` (what the peer dialled, and Workloads), an
+	// address, or a range such as `10.0.0.0/8`, each with `:port` if only that port. A route
+	// without Hosts and Destinations matches every flow.
+	Destinations []string `yaml:"destinations"`
+	// Ports are the destination ports that match. Default: all.
+	Ports []uint16 `yaml:"ports"`
+	// From is `any` where flows of peers without an identity may pass, as from a plain port that other
+	// hosts reach. Default: peers that Policy lets in.
+	From string `yaml:"from"`
+	// Via is the chain of hops, nearest first: names from Hops, or `host:port`. Empty: this
+	// gateway connects to the destination itself.
+	Via []string `yaml:"via"`
+}
+
+// fromAny is the value of RouteConfig.From.
+const fromAny = "any"
+
+// TimeoutConfig bounds how long things may take and how long flows may last.
+type TimeoutConfig struct {
+	// Handshake is how long a peer may take for the TLS handshake. Default 5s.
+	Handshake time.Duration `yaml:"handshake"`
+	// Dial is how long resolving and connecting to a destination, or to a hop, may take. Default 10s.
+	Dial time.Duration `yaml:"dial"`
+	// Open is how long it may take from the acceptance of a flow until the tunnel stands, hops
+	// included. Default 20s, more than Dial, so that a farther hop can say what went wrong there.
+	Open time.Duration `yaml:"open"`
+	// Idle ends a flow that has carried no byte in either direction for so long. Default: none, as TCP
+	// has none; an end that is dead is found by KeepAlive.
+	Idle time.Duration `yaml:"idle"`
+	// Age ends a flow that is older. Default: none.
+	Age time.Duration `yaml:"age"`
+	// KeepAlive is the silence after which the system asks whether the other end of a TCP connection still
+	// lives; after nine questions without an answer, as far apart, it is dead. Default 15s; negative: off.
+	KeepAlive time.Duration `yaml:"keepAlive"`
+}
+
+// Defaults of the configuration.
+const (
+	defaultHandshake      = 5 * time.Second // SECURITY.md, "What is bounded"
+	defaultDial           = 10 * time.Second
+	defaultOpen           = 20 * time.Second
+	defaultMaxConnections = 100_000
+	keepAliveProbes       = 9
+)
+
+// withDefaults returns t with the defaults for zero values; negative ones become 0, which is off.
+func (t TimeoutConfig) withDefaults() TimeoutConfig {
+	or := func(d, def time.Duration) time.Duration {
+		switch {
+		case d < 0:
+			return 0
+		case d == 0:
+			return def
+		}
+		return d
+	}
+	t.Handshake = or(t.Handshake, defaultHandshake)
+	t.Dial = or(t.Dial, defaultDial)
+	t.Open = or(t.Open, defaultOpen)
+	t.Idle = or(t.Idle, 0)
+	t.Age = or(t.Age, 0)
+	return t
+}

@@ -1,0 +1,123 @@
+package tunnel
+
+import (
+	"context"
+	"sync"
+)
+
+// errDraining refuses flows while the gateway stops.
+var errDraining = &Error{Cause: CauseDraining, Reason: "the gateway is stopping"}
+
+// errCutByDrain is why flows end that outlive a drain.
+var errCutByDrain = &Error{Cause: CauseCut, Reason: "the time for draining is over"}
+
+// Drain takes no new flows, waits for those that live until ctx ends, and cuts the rest: their ends are
+// reset, so that nobody takes them for complete. It closes the listeners; connections of peers get
+// GOAWAY, and flows that they still ask for are refused with 503. Then it closes the gateway. It returns
+// nil if no flow had to be cut, else ctx's error. Called again while it runs, it makes the first call end at
+// once.
+func (g *Gateway) Drain(ctx context.Context) error {
+	g.mu.Lock()
+	if g.state >= stateDraining {
+		g.mu.Unlock()
+		g.end() // the first call sees it
+		g.Close()
+		return context.Canceled
+	}
+	g.state = stateDraining
+	g.draining.Store(true)
+	g.idle = make(chan struct{})
+	for _, l := range g.listeners {
+		l.close()
+	}
+	var servers []*serverConn
+	for s := range g.servers {
+		servers = append(servers, s)
+	}
+	idle := g.idle
+	g.mu.Unlock()
+	g.flowEnded() // there may be none
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(g.base, cancel)() // a second call
+	var draining sync.WaitGroup
+	for _, s := range servers {
+		draining.Go(func() { s.drain(ctx) }) // ends with the connection's streams or ctx; waited for below
+	}
+	var err error
+	select {
+	case <-idle:
+		if err = g.base.Err(); err == nil { // else a second call has cut the flows
+			g.pool.drain(ctx)
+		}
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
+		cancel()
+		g.cutAll(errCutByDrain)
+		<-idle
+	}
+	draining.Wait()
+	g.Close()
+	return err
+}
+
+// Close ends everything at once: flows that live are cut. It waits until everything that the gateway has
+// started or carries is over, and may be called again, but not by what carries a flow.
+func (g *Gateway) Close() {
+	g.mu.Lock()
+	g.state = stateClosed
+	g.draining.Store(true)
+	if g.idle == nil {
+		g.idle = make(chan struct{})
+	}
+	idle := g.idle
+	for _, l := range g.listeners {
+		l.close()
+	}
+	var servers []*serverConn
+	for s := range g.servers {
+		servers = append(servers, s)
+	}
+	g.mu.Unlock()
+	g.flowEnded() // there may be none
+	g.end()
+	g.cutAll(errCutByDrain)
+	for _, s := range servers {
+		s.close()
+	}
+	<-idle
+	g.pool.close()
+	g.work.Wait()
+}
+
+// cutAll cuts every flow that lives.
+func (g *Gateway) cutAll(why error) {
+	var list []*Flow
+	g.flows.each(func(f *Flow) bool {
+		list = append(list, f)
+		return true
+	})
+	for _, f := range list {
+		f.cut(why)
+	}
+}
+
+// flowEnded tells a drain that no flow is left.
+func (g *Gateway) flowEnded() {
+	if g.stats.active.load() > 0 {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.idle == nil {
+		return
+	}
+	select {
+	case <-g.idle:
+	default:
+		close(g.idle)
+	}
+}

@@ -1,0 +1,193 @@
+package tunnel
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"culvert/pki/spiffe"
+)
+
+// Flow is one accepted connection with its destination and its peer, from acceptance to record. The
+// exported fields are set by who accepts it and do not change once it is carried. There may be many idle
+// ones, so it is kept small.
+type Flow struct {
+	// Listener is the name of the listener that accepted it.
+	Listener string
+	// Way is how it came: "connect", "socks5", "forward".
+	Way string
+	// Source is where its connection came from; not valid where that has no address.
+	Source netip.AddrPort
+	// Peer is the authenticated other end; zero: none.
+	Peer spiffe.ID
+	// Target is the destination.
+	Target Target
+	// Request is what else came with it, nil if nothing did. It is dropped when the flow stands.
+	Request *Request
+	// Ended is called when the flow is over and recorded; nil: nobody wants to know.
+	Ended func()
+
+	// owned by the goroutine that carries the flow; not changed once it stands
+	g       *Gateway
+	id      uint64
+	started time.Time
+	plan    *plan
+	via     *route // the route that took the flow
+	named   bool   // by naming its destination
+	local   bool   // the destination is this host's own
+	rule    string // what let it pass, or refused it
+
+	in, out direction    // towards the destination, and back
+	left    atomic.Int32 // directions that have not ended
+
+	mu     sync.Mutex         // guards the group below
+	cancel context.CancelFunc // ends the opening; nil while the flow is not being opened
+	why    error              // the first reason why the flow ends before its time
+	over   chan struct{}      // closed when both directions have ended; nil where nobody waits
+
+	// owned by the table of flows, guarded by its shard's lock
+	prev, next *Flow
+	seenBytes  int64         // at the last look
+	seenAt     time.Duration // from started, when that number changed
+	lean       bool          // nothing has happened since its goroutine was renewed
+}
+
+// Request is what came with a flow besides its destination.
+type Request struct {
+	// Fault is why what was asked for is no flow, such as an *AuthorityError; then it is refused.
+	Fault error
+	// Dialled is the address that a peer's connection was made to, for the meaning of "local"; not valid
+	// where the connection was captured, as that address is not the destination.
+	Dialled netip.Addr
+	// Baggage, Forwarded and Traceparent are fields of the request that may be believed.
+	Baggage, Forwarded, Traceparent string
+	// Hops is how many gateways have passed the flow on.
+	Hops int
+}
+
+// direction is one way of a flow: what is read from src is written to dst. It is an io.Writer so that a
+// stream can pipe into it.
+type direction struct {
+	flow     *Flow
+	src, dst Conn // set under flow.mu when the flow stands, and not changed after
+	bytes    counter
+
+	// guarded by flow.mu
+	lost       error       // why dst did not take everything, or will not
+	watch      *time.Timer // looks after a half-closed stream; see watchStream
+	broke      Cause       // of the flow, when src breaks; not changed
+	delivered  bool        // src has ended, and dst was told after the last byte
+	left       bool        // dst was given every byte, but had closed its socket when src ended
+	ended      bool        // no more bytes will go this way
+	discarding bool        // dst takes nothing more, and src is read for the sake of its other direction
+	renewing   bool        // the goroutine that reads src shall be replaced by a new one
+}
+
+// other is the opposite direction.
+func (d *direction) other() *direction {
+	if d == &d.flow.in {
+		return &d.flow.out
+	}
+	return &d.flow.in
+}
+
+// prepare makes a flow of the fields that were set.
+func (f *Flow) prepare(g *Gateway, id uint64, p *plan) {
+	f.g, f.id, f.plan, f.started = g, id, p, time.Now()
+	if f.Request == nil {
+		f.Request = new(Request)
+	}
+	f.in.flow, f.in.broke = f, CauseSourceBroke
+	f.out.flow, f.out.broke = f, CauseDestinationBroke
+}
+
+// stand sets both ends. It reports false when the flow was cut before: then the ends are reset.
+func (f *Flow) stand(accepted, opened Conn) bool {
+	f.Request = nil
+	f.mu.Lock()
+	f.in.src, f.in.dst = accepted, opened
+	f.out.src, f.out.dst = opened, accepted
+	why := f.why
+	f.mu.Unlock()
+	if why == nil {
+		return true
+	}
+	accepted.Reset(why)
+	opened.Reset(why)
+	return false
+}
+
+// stands reports whether the flow was answered with yes.
+func (f *Flow) stands() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.in.dst != nil
+}
+
+// fail notes why the flow ends before its time; the first reason counts. It returns that reason.
+func (f *Flow) fail(err error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.why == nil {
+		f.why = err
+	}
+	return f.why
+}
+
+// cut ends the flow from outside: while it is opened by cancelling that, later by resetting both ends.
+// It may be called by anybody at any time.
+func (f *Flow) cut(why error) {
+	f.mu.Lock()
+	if f.why == nil {
+		f.why = why
+	}
+	cancel, accepted, opened := f.cancel, f.in.src, f.in.dst
+	f.mu.Unlock()
+	if cancel != nil {
+		cancel()
+	}
+	if accepted != nil {
+		accepted.Reset(why)
+		opened.Reset(why)
+	}
+}
+
+// reason is why the flow ended before its time, nil if it did not.
+func (f *Flow) reason() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.why
+}
+
+// watchAfter is how long opening may take before somebody looks after the accepted end. Most flows stand
+// before, and cost no goroutine for it.
+const watchAfter = 10 * time.Millisecond
+
+// opening returns the context in which the flow is opened. It ends after the time that the
+// configuration gives, when the flow is cut, or when the accepted end is gone. stop must be called.
+func (f *Flow) opening(base context.Context, gone func() <-chan struct{}) (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithTimeout(base, f.plan.timeouts.Open)
+	f.mu.Lock()
+	f.cancel = cancel
+	cut := f.why != nil
+	f.mu.Unlock()
+	if cut {
+		cancel()
+	}
+	watch := time.AfterFunc(watchAfter, func() {
+		select { // ended by stop at the latest
+		case <-gone():
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	return ctx, func() {
+		watch.Stop()
+		f.mu.Lock()
+		f.cancel = nil
+		f.mu.Unlock()
+		cancel()
+	}
+}

@@ -1,0 +1,324 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"culvert/capture"
+	"culvert/pki/spiffe"
+	"culvert/tunnel/h2"
+)
+
+// Env is what a Gateway gets from the process around it. Zero fields have the defaults named there. It is
+// not changed after it was handed over.
+type Env struct {
+	// Log gets one record for each flow, and what an operator must know. Default: nothing is logged.
+	Log *slog.Logger
+	// Self returns this gateway's identity. It is asked for each flow. Required.
+	Self func() spiffe.ID
+	// ServerTLS returns the TLS configuration for connections of peers to an hbone listener: TLS 1.3, a
+	// client certificate with a SPIFFE ID of this trust domain, ALPN h2. It is called for each connection.
+	// Required with such a listener.
+	ServerTLS func(listener string) *tls.Config
+	// ClientTLS returns the TLS configuration for a connection to hop, which must let no server through
+	// but one with hop's identity, or with this gateway's trust domain and namespace where hop has none.
+	// It is called for each connection. Required with hops.
+	ClientTLS func(hop *Hop) *tls.Config
+
+	// H2 are the limits of HTTP/2 connections; Handler and Budget are set by the gateway.
+	H2 h2.Config
+	// Budget bounds the memory of streams; new flows are refused while it is used up. Default: no bound.
+	Budget *h2.Budget
+	// Listen opens the socket of a listener. Default: TCP.
+	Listen func(ctx context.Context, address string) (net.Listener, error)
+	// Dial connects to a destination or to a hop. Default: TCP.
+	Dial func(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
+	// Resolve returns the addresses of a name. Default: the system's resolver.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Ways make capture ways for listener kinds that this package does not know, by kind.
+	Ways map[string]func(*ListenerConfig) (capture.Way, error)
+	// Transports connect to hops in other ways than TransportH2, by name.
+	Transports map[string]TransportDialer
+	// Requests returns who serves requests other than CONNECT on an hbone listener; nil: they get 400.
+	Requests func(listener string) http.Handler
+}
+
+// Gateway carries flows: it accepts them on its listeners, decides, opens and relays, and keeps the
+// transports to hops. New makes it, Start opens its listeners, Drain and Close end it.
+type Gateway struct {
+	// immutable after New
+	env   Env
+	carry func(*Flow, Accepted) // Carry, or what a Listener does instead
+	first *Config               // for Start
+	pool  *pool
+	base  context.Context // ended by Close
+	end   context.CancelFunc
+
+	plan     atomic.Pointer[plan]
+	lastID   atomic.Uint64
+	draining atomic.Bool // state is stateDraining or later
+	stats    stats
+	flows    flowTable
+
+	work sync.WaitGroup // accept loops, connections, the sweeper
+
+	replacing sync.Mutex // held while the configuration is replaced; taken before mu
+
+	mu        sync.Mutex // guards the group below
+	state     gatewayState
+	listeners map[string]*listener // by listenerKey; the map is replaced, not changed
+	servers   map[*serverConn]struct{}
+	idle      chan struct{} // closed when the last flow has ended while draining
+}
+
+// gatewayState is where in its life a gateway is.
+type gatewayState uint8
+
+const (
+	stateNew gatewayState = iota
+	stateRunning
+	stateDraining // no new flows
+	stateClosed
+)
+
+// New makes a gateway of cfg, which it validates. It opens nothing. Problems of cfg come back as Problems.
+func New(cfg *Config, env Env) (*Gateway, error) {
+	env = env.withDefaults()
+	g := &Gateway{env: env, first: cfg, listeners: make(map[string]*listener), servers: make(map[*serverConn]struct{})}
+	p, err := g.compile(cfg)
+	if err != nil {
+		return nil, err
+	}
+	g.carry = g.Carry
+	g.plan.Store(p)
+	g.base, g.end = context.WithCancel(context.Background())
+	g.pool = newPool(g.env.Self, g.dialChain, &g.stats)
+	if g.env.Dial == nil {
+		g.env.Dial = g.dialTCP
+	}
+	return g, nil
+}
+
+func (e Env) withDefaults() Env {
+	if e.Log == nil {
+		e.Log = slog.New(slog.DiscardHandler)
+	}
+	if e.Listen == nil {
+		e.Listen = func(ctx context.Context, address string) (net.Listener, error) {
+			return new(net.ListenConfig).Listen(ctx, "tcp", address)
+		}
+	}
+	if e.Resolve == nil {
+		e.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		}
+	}
+	return e
+}
+
+// compile validates cfg and makes a plan of it.
+func (g *Gateway) compile(cfg *Config) (*plan, error) {
+	if g.env.Self == nil {
+		return nil, errors.New("tunnel: no identity (Env.Self)")
+	}
+	var kinds []string
+	for kind := range g.env.Ways {
+		kinds = append(kinds, kind)
+	}
+	slices.Sort(kinds)
+	if err := cfg.Validate(kinds...); err != nil {
+		return nil, err
+	}
+	for i := range cfg.Listeners {
+		if cfg.Listeners[i].Kind == KindHBONE && g.env.ServerTLS == nil {
+			return nil, errors.New("tunnel: an hbone listener and no TLS configuration for it (Env.ServerTLS)")
+		}
+	}
+	for i := range cfg.Routes {
+		if len(cfg.Routes[i].Via) > 0 && g.env.ClientTLS == nil {
+			return nil, errors.New("tunnel: a hop and no TLS configuration for it (Env.ClientTLS)")
+		}
+	}
+	return compile(cfg, g.env.Self())
+}
+
+// Start opens the listeners of the configuration given to New and serves them, until Drain or Close.
+// When one cannot be opened, none is served. It returns when all are open.
+func (g *Gateway) Start(ctx context.Context) error {
+	return g.replace(ctx, g.first, g.plan.Load(), stateNew)
+}
+
+// Reload replaces the configuration: it opens what is new, and only when everything in cfg is right and
+// open does anything change. Then new flows are decided by cfg; flows that run live on, and listeners
+// that are gone accept no more. A listener is the same as one before that had its address. After an error
+// the gateway runs as before.
+func (g *Gateway) Reload(ctx context.Context, cfg *Config) error {
+	p, err := g.compile(cfg)
+	if err != nil {
+		return err
+	}
+	return g.replace(ctx, cfg, p, stateRunning)
+}
+
+// replace puts the listeners of cfg and the plan p in the place of those that are there, in one step. The
+// gateway must be in the state from.
+func (g *Gateway) replace(ctx context.Context, cfg *Config, p *plan, from gatewayState) error {
+	g.replacing.Lock()
+	defer g.replacing.Unlock()
+	g.mu.Lock()
+	before, state := g.listeners, g.state
+	g.mu.Unlock()
+	switch {
+	case state >= stateDraining:
+		return errDraining
+	case state != from:
+		return errors.New("tunnel: a gateway is started once, and reloaded after that")
+	}
+	next, err := g.openListeners(ctx, cfg, before)
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.state != from { // closed meanwhile
+		next.abandon()
+		return errDraining
+	}
+	g.install(next, p)
+	if from == stateNew {
+		g.state = stateRunning
+		g.work.Add(1)
+		go g.sweepLoop() // ends with the gateway; Close waits for it
+	}
+	return nil
+}
+
+// listening is the listeners of a configuration, ready to take the place of others.
+type listening struct {
+	all    map[string]*listener // by listenerKey
+	conf   map[string]*listenerConf
+	opened []*listener // those that were not there before
+}
+
+// abandon closes what was opened.
+func (n *listening) abandon() {
+	for _, l := range n.opened {
+		l.close()
+	}
+}
+
+// openListeners opens what cfg has and is not among before.
+func (g *Gateway) openListeners(ctx context.Context, cfg *Config, before map[string]*listener) (*listening, error) {
+	next := &listening{all: make(map[string]*listener), conf: make(map[string]*listenerConf)}
+	var errs []error
+	for i := range cfg.Listeners {
+		c := &cfg.Listeners[i]
+		key := listenerKey(c)
+		conf, err := g.newConf(c)
+		l := before[key]
+		if err == nil && l == nil {
+			var ln net.Listener
+			if ln, err = g.env.Listen(ctx, c.Address); err == nil {
+				l = &listener{g: g, ln: ln}
+				next.opened = append(next.opened, l)
+			}
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("listener %s: %w", c.Name, err))
+			continue
+		}
+		next.all[key], next.conf[key] = l, conf
+	}
+	if len(errs) == 0 {
+		return next, nil
+	}
+	next.abandon()
+	return nil, errors.Join(errs...)
+}
+
+// install puts next in the place of the listeners that run. Called with mu held.
+func (g *Gateway) install(next *listening, p *plan) {
+	g.plan.Store(p)
+	for key, conf := range next.conf {
+		next.all[key].conf.Store(conf)
+	}
+	for key, l := range g.listeners {
+		if next.all[key] != nil {
+			continue
+		}
+		l.close()
+		for s := range g.servers {
+			if s.l == l {
+				g.work.Go(func() { s.drain(g.base) }) // ends with the connection's streams or the gateway; Close waits for it
+			}
+		}
+	}
+	g.listeners = next.all
+	for _, l := range next.opened {
+		g.work.Add(1)
+		go l.acceptLoop() // ends when the listener is closed, by Drain, Close or a Reload without it; Close waits for it
+	}
+}
+
+// Self returns this gateway's identity.
+func (g *Gateway) Self() spiffe.ID { return g.env.Self() }
+
+// Addr returns the address on which the listener called name is open, nil if it is not.
+func (g *Gateway) Addr(name string) net.Addr {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, l := range g.listeners {
+		if l.conf.Load().name == name {
+			return l.ln.Addr()
+		}
+	}
+	return nil
+}
+
+// Ping connects to the last of hops through those before it, as a flow would, and returns who it is and
+// the round trip. hops are names of cfg.Hops, or addresses.
+func (g *Gateway) Ping(ctx context.Context, cfg *Config, hops ...string) (spiffe.ID, time.Duration, error) {
+	var list []*Hop
+	for _, name := range hops {
+		hc, known := cfg.Hops[name]
+		if !known {
+			hc = HopConfig{Address: name}
+		}
+		h, err := newHop(name, &hc)
+		if err != nil {
+			return spiffe.ID{}, 0, err
+		}
+		list = append(list, h)
+	}
+	c := newChain(list)
+	if c == nil {
+		return spiffe.ID{}, 0, errors.New("no hop to ping")
+	}
+	return g.pool.ping(ctx, c)
+}
+
+// dialTCP is the default of Env.Dial. It does not use net.Dialer.DialTCP: in Go 1.26 that binds the socket
+// before it connects, also where no local address is given, so that all destinations together share the
+// system's ephemeral ports instead of having them each.
+func (g *Gateway) dialTCP(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+	d := net.Dialer{KeepAliveConfig: keepAlive(g.plan.Load().timeouts.KeepAlive), KeepAlive: -1}
+	return d.DialContext(ctx, "tcp", addr.String())
+}
+
+// keepAlive is how the system looks after a silent connection; silence 0 is the default, negative off.
+func keepAlive(silence time.Duration) net.KeepAliveConfig {
+	if silence < 0 {
+		return net.KeepAliveConfig{}
+	}
+	return net.KeepAliveConfig{Enable: true, Idle: silence, Interval: silence, Count: keepAliveProbes}
+}

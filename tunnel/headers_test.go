@@ -1,0 +1,79 @@
+package tunnel
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func TestBelieve(t *testing.T) {
+	good := Request{Baggage: "a=b", Forwarded: `for="192.0.2.1:1"`, Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", Hops: 2}
+	believe := func(r Request, trusted bool) Request {
+		r.believe(trusted)
+		return r
+	}
+	if got := believe(good, true); got != good {
+		t.Errorf("of a trusted peer %+v is believed, want all: %+v", got, good)
+	}
+	if got, want := believe(good, false), (Request{Hops: 2}); got != want {
+		t.Errorf("of any peer %+v is believed, want only the number of gateways: %+v", got, want)
+	}
+	long := Request{Baggage: strings.Repeat("a", maxTrustedLen+1), Forwarded: strings.Repeat("f", maxTrustedLen+1), Traceparent: "00-x"}
+	if got := believe(long, true); got != (Request{}) {
+		t.Errorf("of oversized and malformed fields %d, %d bytes and %q are believed, want none", len(got.Baggage), len(got.Forwarded), got.Traceparent)
+	}
+}
+
+func TestTraceparent(t *testing.T) {
+	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	for _, tt := range []struct {
+		name, in string
+		want     bool
+	}{
+		{"example of the specification", parent, true},
+		{"other version", "01" + parent[2:], false},
+		{"upper case", strings.ToUpper(parent), false},
+		{"trace id of zeros", "00-" + strings.Repeat("0", 32) + parent[35:], false},
+		{"parent id of zeros", parent[:36] + strings.Repeat("0", 16) + "-01", false},
+		{"longer", parent + "-x", false},
+		{"empty", "", false},
+		{"dash elsewhere", strings.Replace(parent, "-b", "b-", 1), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := validTraceparent(tt.in); got != tt.want {
+				t.Errorf("validTraceparent(%q) = %v, want %v", tt.in, got, tt.want)
+			}
+		})
+	}
+	child := nextTraceparent(parent)
+	if !validTraceparent(child) || child[:36] != parent[:36] || child[52:] != parent[52:] || child == parent {
+		t.Errorf("nextTraceparent(%q) = %q, want the same trace and flags and another parent id", parent, child)
+	}
+	if fresh := nextTraceparent(""); !validTraceparent(fresh) || fresh[52:] != "-00" {
+		t.Errorf("nextTraceparent() = %q, want a valid one that is not sampled", fresh)
+	}
+}
+
+func TestForwardedAndVia(t *testing.T) {
+	v4, v6 := netip.MustParseAddrPort("192.0.2.1:80"), netip.MustParseAddrPort("[2001:db8::1]:80")
+	name, addr := Target{Host: "far.remote.svc.cluster.local", Port: 80}, Target{Addr: v4.Addr(), Port: 80}
+	for _, tt := range []struct{ name, got, want string }{
+		{"as ztunnel", appendForwarded("", v4, name), `for="192.0.2.1:80";host=far.remote.svc.cluster.local`},
+		{"no host for an address", appendForwarded("", v4, addr), `for="192.0.2.1:80"`},
+		{"ipv6", appendForwarded("", v6, addr), `for="[2001:db8::1]:80"`},
+		{"list", appendForwarded(`for="x"`, v4, addr), `for="x", for="192.0.2.1:80"`},
+		{"no address", appendForwarded(`for="x"`, netip.AddrPort{}, addr), `for="x"`},
+		{"no via", viaOf(0), ""},
+		{"first via", viaOf(1), "2 culvert"},
+		{"second via", viaOf(2), "2 culvert, 2 culvert"},
+		{"baggage", baggageOf("shop", "orders", "v1"), "k8s.namespace.name=shop,k8s.deployment.name=orders,service.name=orders,service.version=v1"},
+		{"baggage without a version", baggageOf("shop", "", ""), "k8s.namespace.name=shop"},
+	} {
+		if tt.got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.name, tt.got, tt.want)
+		}
+	}
+	if got := countHops([]string{"2 a, 2 b,2 c", "", "2 d"}); got != 4 {
+		t.Errorf("countHops = %d, want 4", got)
+	}
+}

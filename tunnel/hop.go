@@ -1,0 +1,118 @@
+package tunnel
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+
+	"culvert/pki/spiffe"
+)
+
+// Hop is a gateway that flows can be sent through, as configured. It does not change.
+type Hop struct {
+	// Name is its name in the configuration, or its address where it is given as one.
+	Name string
+	// Identity is who it must be; zero: anybody of this gateway's trust domain and namespace.
+	Identity spiffe.ID
+	// Transport names how it is reached: TransportH2, or a key of Env.Transports.
+	Transport string
+
+	endpoints      []endpoint
+	streamsPerConn int
+}
+
+// endpoint is one address of a hop.
+type endpoint struct {
+	target Target
+	weight int
+}
+
+// newHop makes the Hop called name of its configuration, which has been validated.
+func newHop(name string, c *HopConfig) (*Hop, error) {
+	h := &Hop{Name: name, Transport: c.Transport, streamsPerConn: c.StreamsPerConnection}
+	if h.streamsPerConn <= 0 {
+		h.streamsPerConn = defaultStreamsPerConn
+	}
+	if h.Transport == "" {
+		h.Transport = TransportH2
+	}
+	list := c.Endpoints
+	if c.Address != "" {
+		list = []EndpointConfig{{Address: c.Address}}
+	}
+	for _, e := range list {
+		t, err := ParseAuthority(e.Address)
+		if err != nil {
+			return nil, fmt.Errorf("hop %s: %w", name, err)
+		}
+		h.endpoints = append(h.endpoints, endpoint{target: t, weight: max(e.Weight, 1)})
+	}
+	if len(h.endpoints) == 0 {
+		return nil, fmt.Errorf("hop %s: no address", name)
+	}
+	if c.Identity != "" {
+		id, err := spiffe.Parse(c.Identity)
+		if err != nil {
+			return nil, fmt.Errorf("hop %s: %w", name, err)
+		}
+		h.Identity = id
+	}
+	return h, nil
+}
+
+// key is what connections to h may be shared by: after a reload a hop with the same name and another
+// address or identity is another hop.
+func (h *Hop) key() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s %s %d", h.Name, h.Transport, h.Identity, h.streamsPerConn)
+	for _, e := range h.endpoints {
+		fmt.Fprintf(&b, " %s*%d", e.target, e.weight)
+	}
+	return b.String()
+}
+
+// order returns the addresses of h in the order to try: the first by weight, then the others.
+func (h *Hop) order() []Target {
+	if len(h.endpoints) == 1 {
+		return []Target{h.endpoints[0].target}
+	}
+	left := append([]endpoint(nil), h.endpoints...)
+	var list []Target
+	for len(left) > 0 {
+		sum := 0
+		for _, e := range left {
+			sum += e.weight
+		}
+		at, i := rand.IntN(sum), 0
+		for at >= left[i].weight {
+			at -= left[i].weight
+			i++
+		}
+		list = append(list, left[i].target)
+		left = append(left[:i], left[i+1:]...)
+	}
+	return list
+}
+
+// chain is one or more hops, each reached through those before it: CONNECT to the second hop goes to the
+// first, and inside that stream is a transport to the second. Every hop sees its peer and the next
+// address only.
+type chain struct {
+	last *Hop
+	rest *chain // the hops before the last; nil: the last hop is dialled
+	name string // "lb,east", for records
+	key  string // what connections may be shared by
+}
+
+// newChain makes the chain of hops, nearest first; nil for none.
+func newChain(hops []*Hop) *chain {
+	var c *chain
+	for _, h := range hops {
+		next := &chain{last: h, rest: c, name: h.Name, key: h.key()}
+		if c != nil {
+			next.name, next.key = c.name+","+next.name, c.key+"\n"+next.key
+		}
+		c = next
+	}
+	return c
+}

@@ -1,0 +1,36 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+)
+
+// open opens the side of the flow that leads to its destination: a connection of this gateway's own, or
+// a tunnel at the next hop. It ends when the accepted end is gone, when the flow is cut, or after the time
+// that the configuration gives.
+func (g *Gateway) open(f *Flow, gone func() <-chan struct{}) (Conn, error) {
+	ctx, stop := f.opening(g.base, gone)
+	defer stop()
+	var end Conn
+	var err error
+	if f.via.chain != nil {
+		end, err = g.openConnect(ctx, f)
+	} else {
+		end, err = g.openDirect(ctx, f)
+	}
+	if err == nil {
+		return end, nil
+	}
+	if why := f.reason(); why != nil {
+		return nil, why // cut while it was being opened
+	}
+	return nil, timedOut(ctx, err)
+}
+
+// timedOut makes an error that a deadline has caused say so: what was cancelled by it often does not.
+func timedOut(ctx context.Context, err error) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) && CauseOf(err) == CauseSourceGone {
+		return &Error{Cause: CauseTimeout, Err: err}
+	}
+	return err
+}

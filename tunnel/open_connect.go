@@ -1,0 +1,106 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+)
+
+// openConnect opens a flow through the hops of its route: a tunnel to the destination at the last hop,
+// over a transport that leads through those before it.
+func (g *Gateway) openConnect(ctx context.Context, f *Flow) (Conn, error) {
+	s, _, err := g.pool.connect(ctx, f.via.chain, g.request(f))
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// request is what the next hop is told of f: about its workload, where it came from, its trace. What a
+// trusted peer told is passed on; of others only that they passed the tunnel on.
+func (g *Gateway) request(f *Flow) *ConnectRequest {
+	req := &ConnectRequest{Target: f.Target, Baggage: f.Request.Baggage}
+	if req.Baggage == "" {
+		req.Baggage = g.baggageFor(f)
+	}
+	req.Forwarded = appendForwarded(f.Request.Forwarded, f.Source, f.Target)
+	req.Traceparent = nextTraceparent(f.Request.Traceparent)
+	if f.Way == WayConnect {
+		req.Hops = f.Request.Hops + 1
+	}
+	return req
+}
+
+// baggageFor describes the workload that f comes from: one of ours by its address, else this gateway.
+func (g *Gateway) baggageFor(f *Flow) string {
+	if w := f.plan.workloads[f.Source.Addr()]; w != nil {
+		return w.baggage
+	}
+	return f.plan.baggage
+}
+
+// dialChain makes a transport to the last hop of c: over a connection to it, or, where hops come before
+// it, over a tunnel at the hop before the last. It ends with ctx or after the time for dialling.
+func (g *Gateway) dialChain(ctx context.Context, c *chain) (Transport, error) {
+	ctx, cancel := context.WithTimeout(ctx, g.plan.Load().timeouts.Dial)
+	defer cancel()
+	connect := g.env.Transports[c.last.Transport]
+	if c.last.Transport == TransportH2 {
+		connect = g.dialH2
+	}
+	if connect == nil {
+		return nil, &Error{Cause: CauseConfiguration, Hop: c.last.Name, Reason: "no transport " + c.last.Transport}
+	}
+	var errs []error
+	for _, addr := range c.last.order() {
+		t, err := connect(ctx, c.last, func(ctx context.Context) (net.Conn, error) {
+			if c.rest == nil {
+				return g.dialHop(ctx, c.last, addr)
+			}
+			s, _, err := g.pool.connect(ctx, c.rest, &ConnectRequest{Target: addr, Baggage: g.plan.Load().baggage, Traceparent: nextTraceparent("")})
+			return s, err
+		})
+		if err == nil {
+			return t, nil
+		}
+		errs = append(errs, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, errors.Join(errs...)
+}
+
+// dialH2 makes a transport over TLS and HTTP/2.
+func (g *Gateway) dialH2(ctx context.Context, hop *Hop, dial func(context.Context) (net.Conn, error)) (Transport, error) {
+	nc, err := dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cfg := g.env.H2
+	cfg.Handler, cfg.Budget = nil, g.env.Budget
+	return newH2Transport(ctx, nc, hop, g.env.ClientTLS(hop), &cfg, &g.stats)
+}
+
+// dialHop connects to a hop. Neither egress guard nor policy is asked: the operator has named it.
+func (g *Gateway) dialHop(ctx context.Context, hop *Hop, t Target) (net.Conn, error) {
+	addrs := []netip.Addr{t.Addr}
+	if t.IsName() {
+		var err error
+		if addrs, err = g.env.Resolve(ctx, t.Host); err != nil {
+			return nil, &Error{Cause: CauseOf(err), Hop: hop.Name, Err: fmt.Errorf("resolve %s: %w", t.Host, err)}
+		}
+	}
+	nc, err := dialAny(ctx, g.env.Dial, addrs, t.Port)
+	if err != nil {
+		return nil, &Error{Cause: CauseOf(err), Hop: hop.Name, Err: err}
+	}
+	tuneTransport(nc)
+	return nc, nil
+}
+
+// TransportDialer makes a transport to hop over connections that dial gives, each to the same address:
+// a TCP connection, or a stream inside of another transport. It ends with ctx.
+type TransportDialer func(ctx context.Context, hop *Hop, dial func(context.Context) (net.Conn, error)) (Transport, error)

@@ -1,0 +1,176 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"culvert/policy"
+)
+
+const (
+	// maxAddrs is how many addresses of a name are tried.
+	maxAddrs = 8
+	// attemptDelay is the head start of each address before the next one is tried beside it (RFC 8305,
+	// section 5, "Connection Attempt Delay").
+	attemptDelay = 250 * time.Millisecond
+)
+
+// openDirect connects to the destination itself. A name is resolved once, every answer is judged, and
+// what was judged is dialled: nothing is resolved a second time.
+func (g *Gateway) openDirect(ctx context.Context, f *Flow) (Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, f.plan.timeouts.Dial)
+	defer cancel()
+	t := f.Target
+	addrs := []netip.Addr{t.Addr}
+	if t.IsName() {
+		if d := f.mayReach(nil); !d.Allow {
+			return nil, prohibited(d)
+		}
+		var err error
+		if addrs, err = g.resolve(ctx, t.Host); err != nil {
+			return nil, err
+		}
+	}
+	if !f.local {
+		if d := f.mayReach(addrs); !d.Allow {
+			return nil, prohibited(d)
+		}
+	}
+	for _, a := range addrs {
+		if f.plan.own.listensOn(netip.AddrPortFrom(a, t.Port)) {
+			return nil, &Error{Cause: CauseLoop, Reason: fmt.Sprintf("this gateway itself listens on %s", netip.AddrPortFrom(a, t.Port))}
+		}
+	}
+	g.stats.dials.add(1)
+	nc, err := dialAny(ctx, g.env.Dial, addrs, t.Port)
+	if err != nil {
+		g.stats.dialFailures.add(1)
+		return nil, fmt.Errorf("dial: %w", timedOut(ctx, err))
+	}
+	return newSocket(nc), nil
+}
+
+// mayReach asks the egress guard about the destination's name, or about all of its addresses. What the
+// route names it also opens; besides that the gateway's own list counts.
+func (f *Flow) mayReach(addrs []netip.Addr) policy.Decision {
+	ask := func(e *policy.Egress) policy.Decision {
+		if addrs == nil {
+			return e.Name(f.Target.Host, f.Target.Port)
+		}
+		return e.Addrs(f.Target.Host, addrs, f.Target.Port)
+	}
+	d := ask(f.plan.guard)
+	if d.Allow || f.via.guard == nil {
+		return d
+	}
+	return ask(f.via.guard)
+}
+
+func prohibited(d policy.Decision) error {
+	return &Error{Cause: CauseProhibited, Policy: d.Policy, Rule: d.Rule, Reason: d.Reason}
+}
+
+// resolve returns the addresses of host, IPv4-mapped forms unmapped. No answer is an error.
+func (g *Gateway) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+	addrs, err := g.env.Resolve(ctx, host)
+	if err != nil {
+		return nil, fmt.Errorf("resolve: %w", timedOut(ctx, err))
+	}
+	if len(addrs) == 0 {
+		return nil, &Error{Cause: CauseDNS, Reason: "the name has no address"}
+	}
+	list := make([]netip.Addr, 0, len(addrs)) // what came may be shared
+	for _, a := range addrs {
+		list = append(list, a.Unmap())
+	}
+	return list, nil
+}
+
+// dialFunc connects to an address, and to nothing else. It ends with ctx.
+type dialFunc func(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
+
+// dialAny connects to the first of addrs that answers. One address is dialled in this goroutine; of several,
+// the families take turns (RFC 8305, section 4), each gets a head start, and the first connection wins.
+// The error is that of the address that was tried first.
+func dialAny(ctx context.Context, dial dialFunc, addrs []netip.Addr, port uint16) (net.Conn, error) {
+	switch len(addrs) {
+	case 0:
+		return nil, errors.New("no address to dial")
+	case 1:
+		return dial(ctx, netip.AddrPortFrom(addrs[0].Unmap(), port))
+	}
+	addrs = interleave(addrs)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		i   int
+		nc  net.Conn
+		err error
+	}
+	results := make(chan result, len(addrs))
+	errs := make([]error, len(addrs))
+	started, ended := 0, 0
+	start := func() {
+		i := started
+		started++
+		go func() { // ends with its dial, which ends with ctx; every result is taken below
+			nc, err := dial(ctx, netip.AddrPortFrom(addrs[i], port))
+			results <- result{i, nc, err}
+		}()
+	}
+	var won net.Conn
+	timer := time.NewTimer(attemptDelay)
+	defer timer.Stop()
+	for start(); ended < started; {
+		select {
+		case r := <-results:
+			ended++
+			errs[r.i] = r.err
+			switch {
+			case r.err == nil && won == nil:
+				won = r.nc
+				cancel() // the others end, and are taken
+			case r.err == nil:
+				_ = r.nc.Close() // two were equally fast
+			case won == nil && started < len(addrs):
+				start()
+				timer.Reset(attemptDelay)
+			}
+		case <-timer.C:
+			if won == nil && started < len(addrs) {
+				start()
+				timer.Reset(attemptDelay)
+			}
+		}
+	}
+	if won != nil {
+		return won, nil
+	}
+	return nil, errs[0]
+}
+
+// interleave orders addresses so that IPv6 and IPv4 take turns, IPv6 first (RFC 8305, section 4), and
+// keeps at most maxAddrs.
+func interleave(addrs []netip.Addr) []netip.Addr {
+	var six, four, list []netip.Addr
+	for _, a := range addrs {
+		if a = a.Unmap(); a.Is4() {
+			four = append(four, a)
+		} else {
+			six = append(six, a)
+		}
+	}
+	for len(list) < maxAddrs && len(six)+len(four) > 0 {
+		for _, family := range []*[]netip.Addr{&six, &four} {
+			if len(*family) > 0 {
+				list = append(list, (*family)[0])
+				*family = (*family)[1:]
+			}
+		}
+	}
+	return list
+}

@@ -1,0 +1,219 @@
+package tunnel
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"culvert/pki/spiffe"
+	"culvert/policy"
+)
+
+// plan is a Config, ready to decide flows. It does not change; a reload replaces it, and flows that run
+// keep the one they began with.
+type plan struct {
+	name      string // of this gateway, for peers
+	baggage   string // of this gateway, for flows of no known workload
+	listeners map[string]*listenerPlan
+	workloads map[netip.Addr]*workload
+	policy    *policy.Policy
+	guard     *policy.Egress // of destinations that no route names
+	trusted   *policy.Policy // peers whose header fields are believed
+	timeouts  TimeoutConfig
+	own       ownAddrs
+}
+
+// listenerPlan is what one listener leads to.
+type listenerPlan struct {
+	name     string
+	kind     string
+	routes   []*route
+	allLocal bool // every route leads to this host's own addresses
+}
+
+// workload is a program that this gateway stands before.
+type workload struct {
+	baggage string
+}
+
+// compile makes a plan of c, which has been validated. self is this gateway's identity.
+func compile(c *Config, self spiffe.ID) (*plan, error) {
+	own := collectOwn(c)
+	p := &plan{
+		name: c.Name, baggage: baggageOfID(self), listeners: make(map[string]*listenerPlan), workloads: make(map[netip.Addr]*workload),
+		timeouts: c.Timeouts.withDefaults(), own: own,
+	}
+	if p.name == "" {
+		p.name = self.ServiceAccount()
+	}
+	if p.name == "" {
+		p.name = "gateway"
+	}
+	var err error
+	if p.policy, err = policy.Compile(c.Policy); err != nil {
+		return nil, fmt.Errorf("policy: %w", err)
+	}
+	if p.trusted, err = policy.Compile(policy.Config{Allow: c.TrustHeaders}); err != nil {
+		return nil, fmt.Errorf("trustHeaders: %w", err)
+	}
+	if p.guard, err = policy.CompileEgress("egress", c.Policy.Egress, own.forPolicy()); err != nil {
+		return nil, fmt.Errorf("policy: %w", err)
+	}
+	for i := range c.Workloads {
+		if err := p.addWorkload(&c.Workloads[i], self); err != nil {
+			return nil, fmt.Errorf("workloads[%d]: %w", i, err)
+		}
+	}
+	return p, p.addRoutes(c)
+}
+
+func (p *plan) addWorkload(c *WorkloadConfig, self spiffe.ID) error {
+	namespace := c.Namespace
+	if namespace == "" {
+		namespace = self.Namespace()
+	}
+	w := &workload{baggage: baggageOf(namespace, c.Name, c.Labels["version"])}
+	for _, text := range c.Addresses {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return err
+		}
+		p.workloads[addr.Unmap()] = w
+	}
+	return nil
+}
+
+// addRoutes makes the routes and hands each to the listeners it applies to.
+func (p *plan) addRoutes(c *Config) error {
+	for i := range c.Listeners {
+		l := &c.Listeners[i]
+		p.listeners[l.Name] = &listenerPlan{name: l.Name, kind: l.Kind, allLocal: true}
+	}
+	hops := make(map[string]*Hop)
+	for i := range c.Routes {
+		r, err := p.newRoute(fmt.Sprintf("routes[%d]", i), c, &c.Routes[i], hops)
+		if err != nil {
+			return fmt.Errorf("routes[%d]: %w", i, err)
+		}
+		for name, l := range p.listeners {
+			if of := c.Routes[i].Listeners; len(of) == 0 || slices.Contains(of, name) {
+				l.routes = append(l.routes, r)
+				l.allLocal = l.allLocal && r.onlyLocal()
+			}
+		}
+	}
+	return nil
+}
+
+func (p *plan) newRoute(name string, c *Config, rc *RouteConfig, hops map[string]*Hop) (*route, error) {
+	r := &route{name: name, matchers: compileMatchers(rc), ports: rc.Ports, fromAny: rc.From == fromAny}
+	if len(rc.Via) == 0 {
+		entries := guardEntries(rc)
+		if len(entries) == 0 {
+			return r, nil
+		}
+		var err error
+		r.guard, err = policy.CompileEgress(name, entries, p.own.forPolicy())
+		return r, err
+	}
+	var list []*Hop
+	for _, via := range rc.Via {
+		h := hops[via]
+		if h == nil {
+			hc, known := c.Hops[via]
+			if !known {
+				hc = HopConfig{Address: via}
+			}
+			var err error
+			if h, err = newHop(via, &hc); err != nil {
+				return nil, err
+			}
+			hops[via] = h
+		}
+		list = append(list, h)
+	}
+	r.chain = newChain(list)
+	return r, nil
+}
+
+// isLocal reports whether t is one of this host's own addresses: the one that the connection dialled,
+// or a workload's. Loopback is local only to connections made to that loopback address.
+func (p *plan) isLocal(t Target, dialled netip.Addr) bool {
+	if !t.Addr.IsValid() {
+		return false
+	}
+	if t.Addr == dialled {
+		return true
+	}
+	_, ours := p.workloads[t.Addr]
+	return ours
+}
+
+// ownAddrs are the places where this process listens, and the addresses of this host, as they were when
+// the plan was made. Flows must not lead there: they would come back.
+type ownAddrs struct {
+	listen []netip.AddrPort // an unspecified address stands for all of this host
+	addrs  []netip.Addr     // of the interfaces
+}
+
+func collectOwn(c *Config) ownAddrs {
+	own := ownAddrs{listen: slices.Clone(c.Reserved)}
+	for i := range c.Listeners {
+		host, port, err := net.SplitHostPort(c.Listeners[i].Address)
+		n, problem := parsePort(port)
+		if err != nil || problem != "" {
+			continue // port 0: not known before it is open
+		}
+		switch addr, err := netip.ParseAddr(host); {
+		case host == "":
+			own.listen = append(own.listen, netip.AddrPortFrom(netip.IPv6Unspecified(), n))
+		case host == "localhost":
+			own.listen = append(own.listen, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), n),
+				netip.AddrPortFrom(netip.IPv6Loopback(), n))
+		case err == nil:
+			own.listen = append(own.listen, netip.AddrPortFrom(addr.Unmap(), n))
+		}
+	}
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return own // no addresses are known; the listeners' own still are
+	}
+	for _, a := range list {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
+			own.addrs = append(own.addrs, prefix.Addr().Unmap().WithZone(""))
+		}
+	}
+	return own
+}
+
+func (o *ownAddrs) forPolicy() policy.Own {
+	own := policy.Own{Addrs: o.addrs}
+	for _, a := range o.listen {
+		if !slices.Contains(own.Ports, a.Port()) {
+			own.Ports = append(own.Ports, a.Port())
+		}
+	}
+	return own
+}
+
+// listensOn reports whether a connection to dst would come back to this process.
+func (o *ownAddrs) listensOn(dst netip.AddrPort) bool {
+	return slices.ContainsFunc(o.listen, func(a netip.AddrPort) bool {
+		if a.Port() != dst.Port() {
+			return false
+		}
+		return a.Addr() == dst.Addr() || dst.Addr().IsUnspecified() && a.Addr().IsLoopback() ||
+			a.Addr().IsUnspecified() && (dst.Addr().IsLoopback() || dst.Addr().IsUnspecified() || slices.Contains(o.addrs, dst.Addr()))
+	})
+}
+
+// isMeshPort reports whether port is one of those that no tunnel may lead to on a workload, because the
+// mesh itself listens there (HBONE.md, "Status codes").
+func isMeshPort(port uint16) bool {
+	switch port {
+	case 15001, 15006, 15008, 15080:
+		return true
+	}
+	return false
+}

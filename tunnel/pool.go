@@ -1,0 +1,430 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"culvert/pki/spiffe"
+)
+
+const (
+	// defaultStreamsPerConn is how many streams a connection to a hop carries before another one is
+	// opened, as ztunnel does (POOL_MAX_STREAMS_PER_CONNECTION).
+	defaultStreamsPerConn = 100
+	// spareFraction is the part of one connection's streams that a hop should have free: with fewer,
+	// another connection is made beside, so that no flow waits for a handshake.
+	spareFraction = 10
+	// maxTries is how often a tunnel is asked for that a hop has not processed.
+	maxTries = 3
+	// A hop that cannot be connected to is left alone for retryFirst, then twice as long, up to
+	// retryMost; flows that come meanwhile get the error at once.
+	retryFirst = 200 * time.Millisecond
+	retryMost  = 5 * time.Second
+)
+
+// errPoolClosed is returned while a pool is closing.
+var errPoolClosed = &Error{Cause: CauseDraining, Reason: "no new tunnels are opened while the gateway stops"}
+
+// pool keeps transports by the chain of hops that they lead to. Many streams share a connection; a hot hop
+// gets several.
+type pool struct {
+	// immutable after newPool
+	self  func() spiffe.ID
+	dial  func(ctx context.Context, c *chain) (Transport, error)
+	stats *stats
+	base  context.Context // ended by close
+	end   context.CancelFunc
+
+	loops sync.WaitGroup // dials and watchers
+
+	mu     sync.Mutex          // guards the group below; taken before a group's
+	groups map[groupKey]*group // as many as identities and chains were ever configured, so none is dropped
+	closed bool
+}
+
+// groupKey says what transports must have in common: who we are on them, and where they lead. A new identity
+// starts new ones; those of the old one get no more streams and end when they have been idle.
+type groupKey struct {
+	self  spiffe.ID
+	chain string // chain.key
+}
+
+// group is the transports to one chain of hops.
+type group struct {
+	pool  *pool
+	chain *chain
+
+	mu       sync.Mutex // guards the group below
+	conns    []*pooled
+	dialing  *dialing // nil: none under way
+	failures int      // dials failed in a row
+	lastErr  error    // of the last dial, nil if it succeeded
+	retryAt  time.Time
+	closed   bool
+}
+
+// dialing is one attempt to connect, for which any number of flows may wait.
+type dialing struct {
+	done chan struct{}
+	err  error // valid when done is closed
+}
+
+// pooled is a transport in a group.
+type pooled struct {
+	Transport
+	group  *group
+	inUse  int  // streams, those that are being opened included; guarded by group.mu
+	proven bool // the hop has answered once; guarded by group.mu
+	buried bool // its end was noted; guarded by group.mu
+	made   time.Time
+}
+
+func newPool(self func() spiffe.ID, dial func(context.Context, *chain) (Transport, error), st *stats) *pool {
+	p := &pool{self: self, dial: dial, stats: st, groups: make(map[groupKey]*group)}
+	p.base, p.end = context.WithCancel(context.Background())
+	return p
+}
+
+// connect asks the last hop of c for a tunnel. What a hop has not processed is tried again, up to
+// maxTries: no byte of the flow has been sent before the answer.
+func (p *pool) connect(ctx context.Context, c *chain, req *ConnectRequest) (Stream, *ConnectResponse, error) {
+	g, err := p.group(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	for try := 1; ; try++ {
+		t, err := g.take(ctx)
+		if err != nil {
+			return nil, nil, fmt.Errorf("connect to hop %s: %w", c.last.Name, err)
+		}
+		s, resp, err := t.Connect(ctx, req)
+		if err == nil {
+			g.answered(t)
+			return &pooledStream{Stream: s, from: t}, resp, nil
+		}
+		again := g.failed(t, err)
+		if !again || try == maxTries || ctx.Err() != nil {
+			return nil, nil, err
+		}
+		p.stats.retries.add(1)
+	}
+}
+
+// ping measures a round trip to the last hop of c, on a transport as connect would use it.
+func (p *pool) ping(ctx context.Context, c *chain) (spiffe.ID, time.Duration, error) {
+	g, err := p.group(c)
+	if err != nil {
+		return spiffe.ID{}, 0, err
+	}
+	t, err := g.take(ctx)
+	if err != nil {
+		return spiffe.ID{}, 0, fmt.Errorf("connect to hop %s: %w", c.last.Name, err)
+	}
+	rtt, err := t.Ping(ctx)
+	if err != nil {
+		g.failed(t, err)
+		return t.Peer(), 0, fmt.Errorf("ping hop %s: %w", c.last.Name, err)
+	}
+	g.answered(t)
+	t.giveBack()
+	return t.Peer(), rtt, nil
+}
+
+func (p *pool) group(c *chain) (*group, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, errPoolClosed
+	}
+	key := groupKey{p.self(), c.key}
+	g := p.groups[key]
+	if g == nil {
+		g = &group{pool: p, chain: c}
+		p.groups[key] = g
+	}
+	return g, nil
+}
+
+// take returns a transport with a stream set aside. It waits for a handshake only where no transport has
+// room, and until ctx ends. No lock is held while it waits.
+func (g *group) take(ctx context.Context) (*pooled, error) {
+	for {
+		g.mu.Lock()
+		t, scarce := g.roomiest()
+		if t != nil {
+			t.inUse++
+			if scarce && time.Now().After(g.retryAt) {
+				g.startDial()
+			}
+			g.mu.Unlock()
+			return t, nil
+		}
+		if g.closed {
+			g.mu.Unlock()
+			return nil, errPoolClosed
+		}
+		g.buryEnded()
+		if g.dialing == nil && time.Now().Before(g.retryAt) {
+			err := g.lastErr
+			g.mu.Unlock()
+			return nil, fmt.Errorf("not tried again yet: %w", err)
+		}
+		d := g.startDial()
+		g.mu.Unlock()
+		select {
+		case <-d.done:
+			if d.err != nil {
+				return nil, d.err
+			}
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// roomiest returns the transport with the most free streams, nil if none has one, and whether hardly any
+// are free on all of them. Called with mu held; a transport's Slots does not wait.
+func (g *group) roomiest() (best *pooled, scarce bool) {
+	most, free, limit := 0, 0, g.chain.last.streamsPerConn
+	for _, t := range g.conns {
+		room := limit - t.inUse
+		if room <= 0 {
+			continue // of many connections to a hot hop most are full
+		}
+		room = min(room, t.Slots())
+		if room > most {
+			best, most = t, room
+		}
+		free += max(room, 0)
+	}
+	return best, best != nil && free <= (best.inUse+most)/spareFraction
+}
+
+// startDial begins a handshake where none is under way, and returns the one that is. Called with mu held.
+func (g *group) startDial() *dialing {
+	if g.dialing != nil {
+		return g.dialing
+	}
+	d := &dialing{done: make(chan struct{})}
+	if g.closed {
+		d.err = errPoolClosed
+		close(d.done)
+		return d
+	}
+	g.dialing = d
+	g.pool.loops.Add(1)
+	go g.dial(d) // ends with the handshake, which has a timeout, or with the pool; close waits for it
+	return d
+}
+
+// dial makes a transport and tells everybody who waits.
+func (g *group) dial(d *dialing) {
+	defer g.pool.loops.Done()
+	st := g.pool.stats
+	st.transportDials.add(1)
+	t, err := g.pool.dial(g.pool.base, g.chain)
+	if err == nil && t.Slots() == 0 {
+		// Else who waits would connect again and again.
+		err = &Error{Cause: CauseFull, Hop: g.chain.last.Name, Reason: "the hop allows no streams", Err: t.Err()}
+	}
+	g.mu.Lock()
+	g.dialing = nil
+	switch {
+	case err != nil:
+		st.transportFailed.add(1)
+		g.backOff(err)
+	case g.closed:
+		err = errPoolClosed
+	default:
+		g.conns = append(g.conns, &pooled{Transport: t, group: g, made: time.Now()})
+		st.transports.add(1)
+		g.pool.loops.Add(1)
+		go g.watch(g.conns[len(g.conns)-1]) // ends with the transport; close waits for it
+	}
+	d.err = err
+	g.mu.Unlock()
+	close(d.done)
+	if err != nil && t != nil {
+		_ = t.Close() // it came too late
+	}
+}
+
+// backOff notes that the hop cannot be connected to. Called with mu held.
+func (g *group) backOff(err error) {
+	wait := retryMost
+	if g.failures < 10 {
+		wait = min(retryFirst<<g.failures, retryMost)
+	}
+	g.failures++
+	g.lastErr, g.retryAt = err, time.Now().Add(wait)
+}
+
+// answered notes that the hop has answered on t.
+func (g *group) answered(t *pooled) {
+	g.mu.Lock()
+	t.proven = true
+	g.failures, g.lastErr, g.retryAt = 0, nil, time.Time{}
+	g.mu.Unlock()
+}
+
+// failed gives the stream back that was set aside on t, and reports whether the request may be sent
+// again: the hop has not touched it, or the connection has died that had served others before, such as
+// one that a firewall has forgotten. A connection that dies before the hop has answered anything counts as
+// a failed dial: in TLS 1.3 a hop refuses a client's certificate only after the handshake.
+func (g *group) failed(t *pooled, err error) bool {
+	var unprocessed *UnprocessedError
+	var refused *RefusedError
+	dead := t.ended()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t.inUse--
+	switch {
+	case errors.As(err, &refused):
+		t.proven = true
+		g.failures, g.lastErr, g.retryAt = 0, nil, time.Time{}
+		return false
+	case dead:
+		g.bury(t, err)
+		return t.proven
+	}
+	return errors.As(err, &unprocessed)
+}
+
+// bury notes that t has ended; err, if not nil, says more than t itself. One that has ended soon, and before
+// the hop has answered anything on it, counts as a failed dial. Called with mu held.
+func (g *group) bury(t *pooled, err error) {
+	g.remove(t)
+	if t.buried {
+		return
+	}
+	t.buried = true
+	if !t.proven && time.Since(t.made) < retryMost {
+		if err == nil {
+			err = fmt.Errorf("the connection ended before an answer: %w", t.Err())
+		}
+		g.backOff(err)
+	}
+}
+
+// buryEnded takes out what has ended and was not watched yet. Called with mu held.
+func (g *group) buryEnded() {
+	for i := len(g.conns) - 1; i >= 0; i-- {
+		if t := g.conns[i]; t.ended() {
+			g.bury(t, nil)
+		}
+	}
+}
+
+// ended reports whether the transport has ended.
+func (t *pooled) ended() bool {
+	select {
+	case <-t.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// remove takes t out of the group, so that it gets no new streams. Called with mu held.
+func (g *group) remove(t *pooled) {
+	if i := slices.Index(g.conns, t); i >= 0 {
+		g.conns = slices.Delete(g.conns, i, i+1)
+	}
+}
+
+// watch retires a transport when the hop wants no more streams on it, or when it has ended. Streams that
+// are open live on.
+func (g *group) watch(t *pooled) {
+	defer g.pool.loops.Done()
+	select {
+	case <-t.Draining():
+		g.mu.Lock()
+		g.remove(t)
+		g.mu.Unlock()
+		_ = t.Drain(g.pool.base) // it is over for new streams; those that live may
+	case <-t.Done():
+	}
+	<-t.Done()
+	g.mu.Lock()
+	g.bury(t, nil)
+	g.mu.Unlock()
+	_ = t.Close() // gives back what it holds
+	g.pool.stats.transports.add(-1)
+}
+
+// drain takes no new tunnels, waits until those that are open have ended, and closes. When ctx ends first
+// they are cut.
+func (p *pool) drain(ctx context.Context) {
+	var draining sync.WaitGroup
+	for _, t := range p.shut() {
+		draining.Go(func() { _ = t.Drain(ctx) }) // ends with the streams or ctx; its error is Err, which nobody wants
+	}
+	ended := make(chan struct{})
+	go func() { // ends when close has ended the rest, at the latest; drain waits for it
+		defer close(ended)
+		draining.Wait()
+		p.loops.Wait() // transports that hops have retired before
+	}()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+	}
+	p.close()
+	<-ended
+}
+
+// close ends all transports and waits for everything that the pool has started.
+func (p *pool) close() {
+	list := p.shut()
+	p.end()
+	for _, t := range list {
+		_ = t.Close()
+	}
+	p.loops.Wait()
+}
+
+// shut closes the pool for new tunnels and returns the transports in it.
+func (p *pool) shut() []*pooled {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	var list []*pooled
+	for _, g := range p.groups {
+		g.mu.Lock()
+		g.closed = true
+		list = append(list, g.conns...)
+		g.mu.Unlock()
+	}
+	return list
+}
+
+// pooledStream gives its place on the transport back when it is closed.
+type pooledStream struct {
+	Stream
+	from *pooled
+	once sync.Once
+}
+
+// Close closes the stream.
+func (s *pooledStream) Close() error {
+	err := s.Stream.Close()
+	s.once.Do(s.from.giveBack)
+	return err
+}
+
+// Reset resets the stream.
+func (s *pooledStream) Reset(cause error) {
+	s.Stream.Reset(cause)
+	s.once.Do(s.from.giveBack)
+}
+
+// giveBack ends the use of a stream that was set aside.
+func (t *pooled) giveBack() {
+	t.group.mu.Lock()
+	t.inUse--
+	t.group.mu.Unlock()
+}

@@ -1,0 +1,273 @@
+package tunnel
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// begin enters a flow into the books, with the plan that decides it.
+func (g *Gateway) begin(f *Flow) {
+	f.prepare(g, g.lastID.Add(1), g.plan.Load())
+	g.stats.flows.add(1)
+	g.stats.active.add(1)
+	g.flows.add(f)
+}
+
+// admit refuses what this gateway has no room for, whatever it is.
+func (g *Gateway) admit(f *Flow) error {
+	switch {
+	case f.Request.Fault != nil:
+		return f.Request.Fault
+	case g.draining.Load():
+		return errDraining
+	case g.env.Budget != nil && g.env.Budget.Full():
+		return &Error{Cause: CauseFull, Reason: "the memory for streams is used up; give the gateway more, or limit its listeners"}
+	case f.Request.Hops >= maxHops:
+		return &Error{Cause: CauseLoop, Reason: "it has passed " + strconv.Itoa(f.Request.Hops) + " gateways"}
+	}
+	return nil
+}
+
+// record takes a flow off the books, writes its one line and tells who wants to know. err is why it was
+// refused, or ended before its time. It is the last that happens to a flow.
+func (g *Gateway) record(f *Flow, err error) {
+	g.flows.remove(f)
+	cause := CauseOf(err)
+	in, out := f.in.carried(), f.out.carried()
+	g.stats.ended[cause].add(1)
+	g.stats.bytesIn.add(in)
+	g.stats.bytesOut.add(out)
+	if log := g.env.Log; log.Enabled(context.Background(), slog.LevelInfo) {
+		attrs := make([]slog.Attr, 0, 16)
+		attrs = append(attrs, slog.String("flow", f.name()), slog.String("listener", f.Listener), slog.String("way", f.Way))
+		attrs = f.describe(attrs, ruleOf(err))
+		if err != nil {
+			attrs = append(attrs, slog.String("reason", cause.String()), slog.String("err", err.Error()))
+		}
+		attrs = append(attrs, slog.Int64("bytes_in", in), slog.Int64("bytes_out", out), slog.Duration("dur", time.Since(f.started)))
+		log.LogAttrs(context.Background(), slog.LevelInfo, "flow", attrs...)
+	}
+	if f.Ended != nil {
+		f.Ended()
+	}
+	g.stats.active.add(-1)
+	g.flowEnded()
+}
+
+// ruleOf returns the rule that an error names, "" if it names none.
+func ruleOf(err error) string {
+	var own *Error
+	if errors.As(err, &own) {
+		return own.Rule
+	}
+	return ""
+}
+
+// describe appends who the flow is of and where it goes; what is not known is left out. refusedBy is the
+// rule that has refused it, "" for the one that let it pass.
+func (f *Flow) describe(attrs []slog.Attr, refusedBy string) []slog.Attr {
+	add := func(key, value string) {
+		if value != "" {
+			attrs = append(attrs, slog.String(key, value))
+		}
+	}
+	if f.Source.IsValid() {
+		add("src", f.Source.String())
+	}
+	add("peer", f.Peer.String())
+	if f.Target.IsName() {
+		add("host", f.Target.String())
+	}
+	if dst := f.dialled(); dst.IsValid() {
+		add("dst", dst.String())
+	} else if !f.Target.IsName() {
+		add("dst", f.Target.String())
+	}
+	if f.via != nil {
+		add("hop", f.via.leadsTo())
+	}
+	add("rule", cmp.Or(refusedBy, f.rule))
+	return attrs
+}
+
+// dialled is the address that the opened side leads to, of the destination or of the hop's connection; not
+// valid where the flow did not stand.
+func (f *Flow) dialled() netip.AddrPort {
+	if f.in.dst == nil {
+		return netip.AddrPort{}
+	}
+	return addrPort(f.in.dst.RemoteAddr())
+}
+
+// name is how records and /flows call the flow.
+func (f *Flow) name() string { return strconv.FormatUint(f.id, 16) }
+
+// FlowInfo is a live flow, for people to look at.
+type FlowInfo struct {
+	Flow     string    `json:"flow"`
+	Listener string    `json:"listener"`
+	Way      string    `json:"way"`
+	Src      string    `json:"src,omitempty"`
+	Peer     string    `json:"peer,omitempty"`
+	Target   string    `json:"target"`
+	Hop      string    `json:"hop,omitempty"`
+	Rule     string    `json:"rule,omitempty"`
+	Stands   bool      `json:"stands"`
+	BytesIn  int64     `json:"bytes_in"`
+	BytesOut int64     `json:"bytes_out"`
+	Started  time.Time `json:"started"`
+}
+
+// Flows returns up to limit of the live flows, the youngest first.
+func (g *Gateway) Flows(limit int) []FlowInfo {
+	limit = min(limit, maxListedFlows)
+	var list []FlowInfo
+	g.flows.each(func(f *Flow) bool {
+		list = append(list, f.info())
+		return len(list) < limit*flowShards // each shard has its own order
+	})
+	slices.SortFunc(list, func(a, b FlowInfo) int { return b.Started.Compare(a.Started) })
+	return list[:min(len(list), limit)]
+}
+
+// info describes f while it is carried by another goroutine: what that goroutine sets is read under the
+// lock that it has taken after.
+func (f *Flow) info() FlowInfo {
+	i := FlowInfo{
+		Flow: f.name(), Listener: f.Listener, Way: f.Way, Peer: f.Peer.String(), Target: f.Target.String(), Started: f.started,
+		BytesIn: f.in.carried(), BytesOut: f.out.carried(),
+	}
+	if f.Source.IsValid() {
+		i.Src = f.Source.String()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if i.Stands = f.in.dst != nil; i.Stands { // not stands, as mu is held
+		i.Hop, i.Rule = f.via.leadsTo(), f.rule
+	}
+	return i
+}
+
+// maxListedFlows bounds what Flows returns, whatever it is asked for.
+const maxListedFlows = 100_000
+
+// flowShards is into how many parts the table of flows is cut, so that opening flows does not queue at
+// one lock.
+const flowShards = 16
+
+// flowTable holds the live flows in lists made of the flows themselves: entering and leaving costs no
+// memory and the same whatever their number.
+type flowTable struct {
+	shards [flowShards]flowShard
+}
+
+type flowShard struct {
+	mu   sync.Mutex
+	head *Flow // the youngest; guarded by mu
+}
+
+func (t *flowTable) shard(f *Flow) *flowShard { return &t.shards[f.id%flowShards] }
+
+func (t *flowTable) add(f *Flow) {
+	s := t.shard(f)
+	s.mu.Lock()
+	f.next = s.head
+	if s.head != nil {
+		s.head.prev = f
+	}
+	s.head = f
+	s.mu.Unlock()
+}
+
+func (t *flowTable) remove(f *Flow) {
+	s := t.shard(f)
+	s.mu.Lock()
+	if f.prev != nil {
+		f.prev.next = f.next
+	} else {
+		s.head = f.next
+	}
+	if f.next != nil {
+		f.next.prev = f.prev
+	}
+	f.prev, f.next = nil, nil
+	s.mu.Unlock()
+}
+
+// each calls do for every live flow until it returns false. do runs under a lock that new and ending
+// flows take, so it is short and must not end flows itself.
+func (t *flowTable) each(do func(*Flow) bool) {
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.Lock()
+		for f := s.head; f != nil; f = f.next {
+			if !do(f) {
+				s.mu.Unlock()
+				return
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+const (
+	// sweepInterval is how often flows are looked at: their idle time and age are exact to it.
+	sweepInterval = time.Second
+	// maxRenewals is how many flows are renewed at one look, so that ten thousand flows which fall idle
+	// together are renewed within some seconds and not all at once.
+	maxRenewals = 2000
+)
+
+// sweepLoop ends flows that are idle or old, and makes those lean that have fallen silent. No timer runs for
+// a flow: its bytes are compared with those at the last look.
+func (g *Gateway) sweepLoop() {
+	defer g.work.Done()
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			g.sweep(time.Now())
+		case <-g.base.Done():
+			return
+		}
+	}
+}
+
+func (g *Gateway) sweep(now time.Time) {
+	var idle, old, silent []*Flow
+	g.flows.each(func(f *Flow) bool {
+		t, age := &f.plan.timeouts, now.Sub(f.started)
+		n := f.in.carried() + f.out.carried()
+		switch {
+		case n != f.seenBytes:
+			f.seenBytes, f.seenAt, f.lean = n, age, false
+		case !f.lean && len(silent) < maxRenewals && f.stands():
+			f.lean = true
+			silent = append(silent, f)
+		}
+		switch {
+		case t.Age > 0 && age >= t.Age:
+			old = append(old, f)
+		case t.Idle > 0 && age-f.seenAt >= t.Idle:
+			idle = append(idle, f)
+		}
+		return true
+	})
+	for _, f := range idle {
+		f.cut(&Error{Cause: CauseIdle, Reason: "no byte in either direction for " + f.plan.timeouts.Idle.String()})
+	}
+	for _, f := range old {
+		f.cut(&Error{Cause: CauseAge, Reason: "it lasted " + f.plan.timeouts.Age.String()})
+	}
+	for _, f := range silent {
+		f.renew()
+	}
+}

@@ -1,0 +1,127 @@
+package tunnel
+
+import "culvert/policy"
+
+// Accepted is the side on which a flow came in: what it is answered with, and what is relayed then.
+type Accepted interface {
+	// Accept says yes, once the tunnel stands, and returns the end to relay together with bytes that came
+	// with the request and go first. After an error the accepted end is closed.
+	Accept(f *Flow) (end Conn, ahead []byte, err error)
+	// Refuse says no in the words of the way, and closes.
+	Refuse(f *Flow, err error)
+	// Gone is closed when nobody waits for an answer any more; nil where that cannot be seen. It is asked
+	// only when opening takes long.
+	Gone() <-chan struct{}
+}
+
+// Carry takes one flow from acceptance to record: decide, open, answer, relay, record. Errors before the
+// answer become the answer; errors after it reset both ends; every flow leaves one record. It returns when
+// the flow is refused, or some time after it stands: an idle flow needs no goroutine that was used for more
+// than waiting, or none at all. Flow.Ended tells when it is over.
+func (g *Gateway) Carry(f *Flow, a Accepted) {
+	g.begin(f)
+	err := g.decide(f)
+	var opened Conn
+	if err == nil {
+		opened, err = g.open(f, a.Gone)
+	}
+	if err != nil {
+		a.Refuse(f, err)
+		g.record(f, err)
+		return
+	}
+	accepted, ahead, err := a.Accept(f)
+	if err != nil {
+		err = relayCause(err, CauseSourceGone)
+		opened.Reset(err)
+		g.record(f, err)
+		return
+	}
+	f.relay(accepted, ahead, opened)
+}
+
+// decide finds out whether the flow may pass, and the route that it takes. Every hop decides for itself.
+func (g *Gateway) decide(f *Flow) error {
+	if err := g.admit(f); err != nil {
+		return err
+	}
+	p := f.plan
+	l := p.listeners[f.Listener]
+	if l == nil {
+		return &Error{Cause: CauseDraining, Reason: "listener " + f.Listener + " is no longer configured"}
+	}
+	f.local = p.isLocal(f.Target, f.Request.Dialled)
+	for _, r := range l.routes {
+		if m := r.match(f.Target, f.local); m != nil {
+			f.via, f.named = r, m.names()
+			break
+		}
+	}
+	if err := g.authorize(f); err != nil {
+		return err
+	}
+	if f.via == nil {
+		return l.unrouted(f)
+	}
+	if l.kind == KindHBONE && f.via.chain == nil && f.local && !f.named && isMeshPort(f.Target.Port) {
+		return &Error{Cause: CauseOwnPort, Reason: "the mesh itself listens on this port of a workload; a route that names the address opens it"}
+	}
+	return nil
+}
+
+// authorize asks policy whether the peer may pass. A route that is open to anybody stands in for an
+// identity, and for nothing else: a peer that has one is judged by it.
+func (g *Gateway) authorize(f *Flow) error {
+	if f.Peer.IsZero() && f.via != nil && f.via.fromAny {
+		f.rule = f.via.name
+		return nil
+	}
+	d := f.plan.policy.Decide(&policy.Request{
+		Peer: f.Peer, Self: g.env.Self(), Host: f.Target.Host, Addr: f.Target.Addr, Port: f.Target.Port,
+		Listener: f.Listener, Source: f.Source, Local: f.local,
+	})
+	f.rule = d.Rule
+	if !d.Allow {
+		return &Error{Cause: CauseDenied, Policy: d.Policy, Rule: d.Rule, Reason: d.Reason}
+	}
+	return nil
+}
+
+// unrouted says why no route takes the flow, with the status that HBONE has for it: where only this
+// host's own addresses are destinations, another address is the peer's mistake and a name is not known.
+func (l *listenerPlan) unrouted(f *Flow) error {
+	switch {
+	case l.kind == KindHBONE && l.allLocal && f.Target.IsName():
+		return &Error{Cause: CauseUnknownHost, Reason: "listener " + l.name + " leads to this host's own addresses only; a name needs a route"}
+	case l.kind == KindHBONE && l.allLocal:
+		return &Error{Cause: CauseNotLocal, Reason: "listener " + l.name + " leads to this host's own addresses only, and the connection was made to " + f.Request.Dialled.String()}
+	}
+	return &Error{Cause: CauseNoRoute, Reason: "no route of listener " + l.name + " takes it; add one"}
+}
+
+// relay carries bytes between both ends until both directions have ended; then the flow is recorded, by
+// whoever ends the last one. The direction that reads a socket needs a goroutine, and has this one. A stream
+// pipes by itself.
+func (f *Flow) relay(accepted Conn, ahead []byte, opened Conn) {
+	if !f.stand(accepted, opened) {
+		f.g.record(f, f.reason())
+		return
+	}
+	f.left.Store(2)
+	fromAccepted, acceptedPipes := accepted.(Stream)
+	fromOpened, openedPipes := opened.(Stream)
+	switch {
+	case acceptedPipes && openedPipes:
+		fromAccepted.Pipe(&f.in, f.in.piped)
+		fromOpened.Pipe(&f.out, f.out.piped)
+	case openedPipes:
+		fromOpened.Pipe(&f.out, f.out.piped)
+		f.in.pump(ahead)
+	case acceptedPipes:
+		fromAccepted.Pipe(&f.in, f.in.piped)
+		f.out.pump(nil)
+	default:
+		go f.out.pump(nil) // ends with its direction; the flow is over when both have ended, which Close waits for
+		f.in.pump(ahead)
+	}
+}

@@ -1,0 +1,203 @@
+package tunnel
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"culvert/capture"
+	"culvert/policy"
+)
+
+func TestRouteMatch(t *testing.T) {
+	target := func(s string) Target {
+		got, err := ParseAuthority(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	for _, tt := range []struct {
+		name    string
+		route   RouteConfig
+		takes   []string // "local:" in front: the address is this host's own
+		refuses []string
+	}{
+		{"everything", RouteConfig{}, []string{"a:1", "192.0.2.1:1"}, nil},
+		{"star", RouteConfig{Hosts: []string{"*"}}, []string{"a:1", "[2001:db8::1]:1"}, nil},
+		{"star with a port", RouteConfig{Hosts: []string{"*:80"}}, []string{"a:80", "192.0.2.1:80"}, []string{"a:81"}},
+		{"name", RouteConfig{Hosts: []string{"Orders.shop.svc."}}, []string{"orders.shop.svc:80"}, []string{"shop.svc:80", "xorders.shop.svc:80", "192.0.2.1:80"}},
+		{"name and port", RouteConfig{Hosts: []string{"a.b:80"}}, []string{"a.b:80"}, []string{"a.b:81"}},
+		{"names below", RouteConfig{Hosts: []string{"*.shop.svc"}}, []string{"a.shop.svc:1", "a.b.shop.svc:1"}, []string{"shop.svc:1", "ashop.svc:1"}},
+		{"ports", RouteConfig{Hosts: []string{"a"}, Ports: []uint16{80, 443}}, []string{"a:80", "a:443"}, []string{"a:81"}},
+		{"local", RouteConfig{Destinations: []string{"local"}}, []string{"local:192.0.2.1:80"}, []string{"192.0.2.1:80", "localhost:80"}},
+		{"range", RouteConfig{Destinations: []string{"10.0.0.0/8"}}, []string{"10.1.2.3:80"}, []string{"11.0.0.1:80", "[2001:db8::1]:80", "a:80"}},
+		{"range and port", RouteConfig{Destinations: []string{"10.0.0.0/8:443"}}, []string{"10.1.2.3:443"}, []string{"10.1.2.3:80"}},
+		{"address", RouteConfig{Destinations: []string{"2001:db8::1"}}, []string{"[2001:db8::1]:80"}, []string{"[2001:db8::2]:80"}},
+		{"address and port", RouteConfig{Destinations: []string{"[2001:db8::1]:80"}}, []string{"[2001:db8::1]:80"}, []string{"[2001:db8::1]:81"}},
+		{"either", RouteConfig{Hosts: []string{"a"}, Destinations: []string{"192.0.2.1"}}, []string{"a:1", "192.0.2.1:1"}, []string{"b:1", "192.0.2.2:1"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := route{matchers: compileMatchers(&tt.route), ports: tt.route.Ports}
+			check := func(list []string, want bool) {
+				for _, s := range list {
+					text, local := strings.CutPrefix(s, "local:")
+					if got := r.match(target(text), local) != nil; got != want {
+						t.Errorf("match(%s) = %v, want %v", s, got, want)
+					}
+				}
+			}
+			check(tt.takes, true)
+			check(tt.refuses, false)
+		})
+	}
+}
+
+// soundConfig is right as it stands; tests break one thing of it.
+func soundConfig() *Config {
+	return &Config{
+		Listeners: []ListenerConfig{
+			{Name: "apps", Kind: KindSOCKS5, Address: "127.0.0.1:1080"},
+			{Name: "mesh", Kind: KindHBONE, Address: ":15008"},
+			{Name: "orders", Kind: KindForward, Address: "127.0.0.1:8080", To: "orders.shop.svc:80"},
+		},
+		Hops: map[string]HopConfig{
+			"east": {Address: "east.example:15008", Identity: "spiffe://cluster.local/ns/default/sa/gw"},
+			"lb":   {Endpoints: []EndpointConfig{{Address: "lb1:443", Weight: 2}, {Address: "lb2:443"}}, Transport: "h2"},
+		},
+		Workloads: []WorkloadConfig{{Name: "orders", Addresses: []string{"10.0.0.9"}}},
+		Routes: []RouteConfig{
+			{Listeners: []string{"apps"}, Hosts: []string{"*.shop.svc"}, Via: []string{"lb", "east"}},
+			{Listeners: []string{"mesh"}, Destinations: []string{"local"}, Via: []string{}},
+			{Listeners: []string{"orders"}, Via: []string{"10.0.0.1:15008"}},
+		},
+	}
+}
+
+func TestValidate(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		mend func(*Config)
+		path string // "": nothing is wrong
+		what string // part of the text
+	}{
+		{"sound", func(*Config) {}, "", ""},
+		{"no name", func(c *Config) { c.Listeners[0].Name = ""; c.Routes[0].Listeners = nil }, "listeners[0]", "no name"},
+		{"odd name", func(c *Config) { c.Listeners[1].Name = "a b"; c.Routes[1].Listeners = nil }, "listeners[1].name", "letters"},
+		{"name twice", func(c *Config) { c.Listeners[2].Name = "apps"; c.Routes[2].Listeners = []string{"mesh"} }, "listeners[2].name", "twice"},
+		{"address twice", func(c *Config) { c.Listeners[2].Address = "127.0.0.1:1080" }, "listeners[2].address", "taken"},
+		{"address without port", func(c *Config) { c.Listeners[0].Address = "127.0.0.1" }, "listeners[0].address", "host:port"},
+		{"address is a name", func(c *Config) { c.Listeners[1].Address = "example.com:1" }, "listeners[1].address", "not an IP address"},
+		{"port out of range", func(c *Config) { c.Listeners[1].Address = ":99999" }, "listeners[1].address", "65535"},
+		{"no kind", func(c *Config) { c.Listeners[1].Kind = "" }, "listeners[1]", "no kind"},
+		{"unknown kind", func(c *Config) { c.Listeners[1].Kind = "hbon" }, "listeners[1].kind", "hbone"},
+		{"forward to nowhere", func(c *Config) { c.Listeners[2].To = "" }, "listeners[2].to", ""},
+		{"to on another kind", func(c *Config) { c.Listeners[1].To = "a:1" }, "listeners[1].to", "only a listener of kind forward"},
+		{"socks5 off loopback", func(c *Config) { c.Listeners[0].Address = ":1080" }, "listeners[0].address", "open: true"},
+		{"socks5 off loopback, open", func(c *Config) { c.Listeners[0].Address = ":1080"; c.Listeners[0].Open = true }, "", ""},
+		{"socks5 off loopback, with login", func(c *Config) {
+			c.Listeners[0].Address = ":1080"
+			c.Listeners[0].SOCKS5.Users = map[string]capture.Password{"a": "b"}
+		}, "", ""},
+		{"empty users", func(c *Config) { c.Listeners[0].SOCKS5.Users = map[string]capture.Password{} }, "listeners[0].socks5.users", ""},
+		{"users on another kind", func(c *Config) { c.Listeners[1].SOCKS5.UsersFile = "x" }, "listeners[1].socks5", "only"},
+		{"hop without address", func(c *Config) { c.Hops["east"] = HopConfig{} }, "hops.east", "no address"},
+		{"hop with both", func(c *Config) {
+			c.Hops["east"] = HopConfig{Address: "a:1", Endpoints: []EndpointConfig{{Address: "b:1"}}}
+		}, "hops.east", "write one"},
+		{"hop address", func(c *Config) { c.Hops["east"] = HopConfig{Address: "east.example"} }, "hops.east.address", "host:port"},
+		{"endpoint address", func(c *Config) {
+			c.Hops["lb"] = HopConfig{Endpoints: []EndpointConfig{{Address: "a:1"}, {Address: "a:0"}}}
+		}, "hops.lb.endpoints[1].address", "65535"},
+		{"endpoint weight", func(c *Config) {
+			c.Hops["lb"] = HopConfig{Endpoints: []EndpointConfig{{Address: "a:1", Weight: -1}}}
+		}, "hops.lb.endpoints[0].weight", "negative"},
+		{"hop identity", func(c *Config) { c.Hops["east"] = HopConfig{Address: "a:1", Identity: "gw"} }, "hops.east.identity", "spiffe://"},
+		{"transport", func(c *Config) { c.Hops["east"] = HopConfig{Address: "a:1", Transport: "h9"} }, "hops.east.transport", "h2"},
+		{"workload", func(c *Config) { c.Workloads[0].Addresses = []string{"10.0.0.9", "x"} }, "workloads[0].addresses[1]", "IP address"},
+		{"unknown listener", func(c *Config) { c.Routes[0].Listeners = []string{"app"} }, "routes[0].listeners[0]", "apps"},
+		{"unknown hop", func(c *Config) { c.Routes[0].Via = []string{"lb", "eats"} }, "routes[0].via[1]", "east, lb"},
+		{"hop's address", func(c *Config) { c.Routes[2].Via = []string{"10.0.0.1:0"} }, "routes[2].via[0]", "host:port"},
+		{"hop twice", func(c *Config) { c.Routes[0].Via = []string{"lb", "lb"} }, "routes[0].via[1]", "twice"},
+		{"empty listeners", func(c *Config) { c.Routes[0].Listeners = []string{} }, "routes[0].listeners", "never match"},
+		{"empty hosts", func(c *Config) { c.Routes[0].Hosts = []string{} }, "routes[0].hosts", "never match"},
+		{"empty ports", func(c *Config) { c.Routes[0].Ports = []uint16{} }, "routes[0].ports", "never match"},
+		{"port 0", func(c *Config) { c.Routes[0].Ports = []uint16{80, 0} }, "routes[0].ports[1]", "65535"},
+		{"from", func(c *Config) { c.Routes[0].From = "all" }, "routes[0].from", "any"},
+		{"address under hosts", func(c *Config) { c.Routes[0].Hosts = []string{"10.0.0.1"} }, "routes[0].hosts[0]", "destinations"},
+		{"name under destinations", func(c *Config) { c.Routes[1].Destinations = []string{"a"} }, "routes[1].destinations[0]", "hosts"},
+		{"bad entry", func(c *Config) { c.Routes[0].Hosts = []string{"a b"} }, "routes[0].hosts[0]", ""},
+		{"local via a hop", func(c *Config) { c.Routes[1].Via = []string{"lb"} }, "routes[1].destinations[0]", "directly"},
+		{"policy", func(c *Config) { c.Policy.Allow = []string{"*", ""} }, "policy.allow[1]", ""},
+		{"trustHeaders", func(c *Config) { c.TrustHeaders = []string{""} }, "trustHeaders[0]", ""},
+		{"shadowed by one before", func(c *Config) {
+			c.Routes = append([]RouteConfig{{Listeners: []string{"apps"}, Via: []string{"lb"}}}, c.Routes...)
+		}, "routes[1]", "routes[0] before it takes"},
+		{"shadowed by two before", func(c *Config) {
+			c.Routes = []RouteConfig{
+				{Listeners: []string{"apps"}, Via: []string{"lb"}},
+				{Listeners: []string{"mesh", "orders"}, Via: []string{"lb"}},
+				{Hosts: []string{"a"}, Via: []string{"east"}},
+			}
+		}, "routes[2]", "routes[0] and routes[1] before it take"},
+		{"shadowed range", func(c *Config) {
+			c.Routes = []RouteConfig{{Destinations: []string{"10.0.0.0/8"}, Via: []string{"lb"}}, {Destinations: []string{"10.1.2.3:80"}, Via: []string{"lb"}}}
+		}, "routes[1]", "never match"},
+		{"shadowed ports", func(c *Config) {
+			c.Routes = []RouteConfig{{Hosts: []string{"*.a"}, Ports: []uint16{80, 443}, Via: []string{"lb"}}, {Hosts: []string{"b.a", "c.a:443"}, Ports: []uint16{80, 443}, Via: []string{"lb"}}}
+		}, "routes[1]", "never match"},
+		{"one port is left", func(c *Config) {
+			c.Routes = []RouteConfig{{Hosts: []string{"*.a"}, Ports: []uint16{80}, Via: []string{"lb"}}, {Hosts: []string{"b.a"}, Ports: []uint16{80, 443}, Via: []string{"lb"}}}
+		}, "", ""},
+		{"one listener is left", func(c *Config) {
+			c.Routes = []RouteConfig{{Listeners: []string{"apps"}, Via: []string{"lb"}}, {Via: []string{"lb"}}}
+		}, "", ""},
+		{"forwards elsewhere", func(c *Config) {
+			c.Routes[2] = RouteConfig{Listeners: []string{"orders"}, Hosts: []string{"other"}, Via: []string{"lb"}}
+		}, "routes[2]", "forward to other"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := soundConfig()
+			tt.mend(c)
+			err := c.Validate()
+			var problems Problems
+			if tt.path == "" {
+				if err != nil {
+					t.Fatalf("Validate() = %v, want nil", err)
+				}
+				return
+			}
+			if !errors.As(err, &problems) || len(problems) != 1 {
+				t.Fatalf("Validate() = %v, want one problem at %s", err, tt.path)
+			}
+			if p := problems[0]; p.Path != tt.path || !strings.Contains(p.What, tt.what) || p.What == "" {
+				t.Errorf("Validate() = %s: %s, want a problem at %s with %q", p.Path, p.What, tt.path, tt.what)
+			}
+		})
+	}
+	bad := soundConfig()
+	bad.Listeners[0].Kind, bad.Routes[0].Via, bad.Workloads[0].Addresses = "x", []string{"y"}, []string{"z"}
+	var problems Problems
+	if err := bad.Validate(); !errors.As(err, &problems) || len(problems) != 3 || strings.Count(err.Error(), "\n") != 2 {
+		t.Errorf("Validate() of three faults = %v, want all three, a line each", err)
+	}
+}
+
+func TestGuardEntries(t *testing.T) {
+	c := RouteConfig{Hosts: []string{"a.example", "b.example:22"}, Destinations: []string{"local", "10.0.0.0/8", "fd00::1"}, Ports: []uint16{22}}
+	got := guardEntries(&c)
+	if want := "a.example:22 b.example:22 10.0.0.0/8:22 [fd00::1]:22"; strings.Join(got, " ") != want {
+		t.Errorf("guardEntries = %q, want %s", got, want)
+	}
+	guard, err := policy.CompileEgress("routes[0]", got, policy.Own{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := guard.Addr("", netip.MustParseAddr("10.1.2.3"), 22); !d.Allow {
+		t.Errorf("a route that names the range and the port does not open it: %s", d.Reason)
+	}
+	if d := guard.Addr("", netip.MustParseAddr("169.254.169.254"), 22); d.Allow {
+		t.Errorf("a route opens the metadata service, which it does not name")
+	}
+}

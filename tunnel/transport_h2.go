@@ -1,0 +1,227 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"culvert/pki/spiffe"
+	"culvert/tunnel/h2"
+)
+
+// statusOK is the only success of a CONNECT between gateways (HBONE.md, "Response").
+const statusOK = 200
+
+// A hop ends a connection that resets too many requests before their answers (CVE-2023-44487), and the
+// connection is shared: what one app withdraws must not cost the others theirs. So many withdrawals are
+// told to the hop at once, and so many more each second; the others wait for the answer and are closed
+// then, which no hop counts. Culvert and nghttp2 allow 33 a second, others less.
+const (
+	withdrawBurst  = 50
+	withdrawRate   = 10
+	abandonTimeout = 30 * time.Second // after which an answer is not waited for
+)
+
+// h2Transport opens tunnels on an HTTP/2 connection in the client role.
+type h2Transport struct {
+	conn  *h2.Conn
+	hop   string
+	peer  spiffe.ID
+	stats *stats
+
+	abandoned sync.WaitGroup // streams whose answers nobody wants
+
+	mu       sync.Mutex // guards the group below
+	withdraw float64    // level of the bucket
+	drained  time.Time  // when the level was right
+	closed   bool
+}
+
+// newH2Transport makes a transport of nc, a connection to hop: TLS, then HTTP/2. It waits for the TLS
+// handshake, until ctx ends, and owns nc. Identity is proven by conf, whose verification must leave no
+// peer without a SPIFFE ID.
+func newH2Transport(ctx context.Context, nc net.Conn, hop *Hop, conf *tls.Config, cfg *h2.Config, st *stats) (*h2Transport, error) {
+	tc := tls.Client(nc, conf)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		_ = nc.Close()
+		return nil, handshakeError(hop.Name, err)
+	}
+	cs := tc.ConnectionState()
+	peer, err := peerID(&cs)
+	if err == nil && cs.NegotiatedProtocol != "h2" {
+		err = fmt.Errorf("the hop agreed on protocol %q, not h2", cs.NegotiatedProtocol)
+	}
+	if err != nil {
+		_ = tc.Close()
+		return nil, &Error{Cause: CauseHopIdentity, Hop: hop.Name, Err: err}
+	}
+	conn, err := h2.NewClient(tc, cfg)
+	if err != nil {
+		_ = tc.Close()
+		return nil, &Error{Cause: CauseHopProtocol, Hop: hop.Name, Err: err}
+	}
+	return &h2Transport{conn: conn, hop: hop.Name, peer: peer, stats: st}, nil
+}
+
+// Connect asks the hop for a tunnel; see Transport.
+func (t *h2Transport) Connect(ctx context.Context, req *ConnectRequest) (Stream, *ConnectResponse, error) {
+	s, err := t.conn.Open(ctx, connectHeader(req), false)
+	if err != nil {
+		if ctx.Err() == nil {
+			err = &UnprocessedError{Err: err} // nothing was sent
+		}
+		return nil, nil, fmt.Errorf("hop %s: %w", t.hop, err)
+	}
+	resp, err := s.Response(ctx)
+	if err != nil {
+		if ctx.Err() != nil && s.Err() == nil {
+			t.withdrawRequest(s)
+			return nil, nil, fmt.Errorf("hop %s: no answer: %w", t.hop, ctx.Err())
+		}
+		_ = s.Close()
+		return nil, nil, fmt.Errorf("hop %s: %w", t.hop, unanswered(err))
+	}
+	if resp.Status != statusOK {
+		_ = s.Close()
+		return nil, nil, &RefusedError{Status: resp.Status, Hop: t.hop, Statuses: parseProxyStatus(resp.Values(fieldProxyStatus))}
+	}
+	// A content-length here means nothing (RFC 9110, section 9.3.6), and h2 has not counted by it.
+	answer := &ConnectResponse{Baggage: resp.Get(fieldBaggage)}
+	if len(answer.Baggage) > maxTrustedLen {
+		answer.Baggage = ""
+	}
+	return &h2Stream{s}, answer, nil
+}
+
+// connectHeader is the head of the request, its fields in ztunnel's order. Those that differ from flow to
+// flow are marked sensitive to keep them out of the compression table, which they would only wear out.
+func connectHeader(req *ConnectRequest) *h2.Header {
+	h := &h2.Header{Method: "CONNECT", Authority: req.Target.String(), Fields: make([]h2.Field, 0, 4)}
+	for _, f := range [...]h2.Field{
+		{Name: fieldBaggage, Value: req.Baggage},
+		{Name: fieldForwarded, Value: req.Forwarded, Sensitive: true},
+		{Name: fieldTraceparent, Value: req.Traceparent, Sensitive: true},
+	} {
+		if f.Value != "" {
+			h.Fields = append(h.Fields, f)
+		}
+	}
+	if req.Hops > 0 {
+		h.Fields = append(h.Fields, h2.Field{Name: fieldVia, Value: viaOf(req.Hops)})
+	}
+	return h
+}
+
+// unanswered tells apart what a hop has not processed and what it may have.
+func unanswered(err error) error {
+	var stream *h2.StreamError
+	if errors.As(err, &stream) && stream.By == h2.Peer && stream.Code == h2.RefusedStream {
+		return &UnprocessedError{Err: err}
+	}
+	return err
+}
+
+// withdrawRequest gives up a request that was not answered: with a reset as long as the hop allows for
+// them, otherwise by waiting for the answer.
+func (t *h2Transport) withdrawRequest(s *h2.Stream) {
+	if !t.mustAbandon() {
+		s.Reset(h2.Cancel)
+		_ = s.Close() // it was reset
+		return
+	}
+	t.stats.abandoned.add(1)
+	go func() { // ends with the answer, the connection or after abandonTimeout; Close waits for it
+		defer t.abandoned.Done()
+		ctx, cancel := context.WithTimeout(context.Background(), abandonTimeout)
+		defer cancel()
+		_, _ = s.Response(ctx) // nobody wants it
+		_ = s.Close()
+	}()
+}
+
+// mustAbandon reports whether a reset more is beyond what hops allow. Then the caller counts as one of
+// abandoned.
+func (t *h2Transport) mustAbandon() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	if !t.drained.IsZero() {
+		t.withdraw = max(0, t.withdraw-now.Sub(t.drained).Seconds()*withdrawRate)
+	}
+	t.drained = now
+	if t.withdraw < withdrawBurst || t.closed {
+		t.withdraw++
+		return false
+	}
+	t.abandoned.Add(1)
+	return true
+}
+
+// Slots returns how many more streams the hop allows now.
+func (t *h2Transport) Slots() int { return t.conn.Slots() }
+
+// Ping measures a round trip with a PING frame.
+func (t *h2Transport) Ping(ctx context.Context) (time.Duration, error) { return t.conn.Ping(ctx) }
+
+// Peer returns the hop's identity.
+func (t *h2Transport) Peer() spiffe.ID { return t.peer }
+
+// Draining is closed when the hop has sent GOAWAY.
+func (t *h2Transport) Draining() <-chan struct{} { return t.conn.PeerGoAway() }
+
+// Drain sends GOAWAY and waits for the streams, until ctx ends; then it closes.
+func (t *h2Transport) Drain(ctx context.Context) error {
+	err := t.conn.Drain(ctx)
+	_ = t.Close()
+	return err
+}
+
+// Close ends the connection and its streams.
+func (t *h2Transport) Close() error {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	err := t.conn.Close()
+	t.abandoned.Wait()
+	return err
+}
+
+// Done is closed when the connection has ended.
+func (t *h2Transport) Done() <-chan struct{} { return t.conn.Done() }
+
+// Err returns why the connection has ended.
+func (t *h2Transport) Err() error { return t.conn.Err() }
+
+// h2Stream is a tunnel's end on an HTTP/2 connection of either role.
+type h2Stream struct{ *h2.Stream }
+
+// Reset resets the stream with the code that the table in status.go has for cause, and closes it.
+func (s *h2Stream) Reset(cause error) {
+	s.Stream.Reset(resetCode(cause))
+	_ = s.Stream.Close() // it was reset
+}
+
+// peerID returns the identity in the certificate that a peer has proven to hold.
+func peerID(cs *tls.ConnectionState) (spiffe.ID, error) {
+	if len(cs.PeerCertificates) == 0 {
+		return spiffe.ID{}, errors.New("the peer showed no certificate")
+	}
+	return spiffe.FromCertificate(cs.PeerCertificates[0])
+}
+
+// handshakeError says what went wrong in the TLS handshake with a hop.
+func handshakeError(hop string, err error) error {
+	cause := networkCause(err)
+	var record tls.RecordHeaderError
+	switch {
+	case errors.As(err, &record):
+		cause = CauseHopTLS
+	case cause == CauseInternal: // our own verification
+		cause = CauseHopIdentity
+	}
+	return &Error{Cause: cause, Hop: hop, Reason: "TLS handshake", Err: err}
+}

@@ -1,0 +1,241 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"culvert/capture"
+	"culvert/pki/spiffe"
+	"culvert/policy"
+)
+
+// Problem is one thing that is wrong with a Config.
+type Problem struct {
+	// Path is the place, with the names of the file: "routes[2].via[0]", "hops.east.address".
+	Path string
+	// What says what is wrong there and what would be right.
+	What string
+}
+
+// Problems are all that is wrong with a Config, in its order.
+type Problems []Problem
+
+// Error returns one problem per line.
+func (p Problems) Error() string {
+	var b strings.Builder
+	for i, one := range p {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		b.WriteString(one.Path + ": " + one.What)
+	}
+	return b.String()
+}
+
+// Validate returns Problems with everything that is wrong with c, or nil. It opens and resolves nothing,
+// and reads no file, so a Config is right or wrong on every host alike. kinds are listener kinds served
+// besides those of this package.
+func (c *Config) Validate(kinds ...string) error {
+	v := &validator{cfg: c, kinds: append([]string{KindHBONE, KindSOCKS5, KindForward}, kinds...)}
+	v.join("policy", c.Policy.Validate())
+	if _, err := policy.Compile(policy.Config{Allow: c.TrustHeaders}); err != nil {
+		v.joinAs("trustHeaders", err)
+	}
+	v.listeners()
+	for name, hop := range c.Hops {
+		v.hop(name, &hop)
+	}
+	for i := range c.Workloads {
+		for j, text := range c.Workloads[i].Addresses {
+			if a, err := netip.ParseAddr(text); err != nil || a.Zone() != "" {
+				v.note(fmt.Sprintf("workloads[%d].addresses[%d]", i, j), "%q is not an IP address; it should be one, such as 10.0.0.9", text)
+			}
+		}
+	}
+	v.routes()
+	if len(v.problems) == 0 {
+		return nil
+	}
+	return v.problems
+}
+
+// validator collects the problems of one Config.
+type validator struct {
+	cfg      *Config
+	kinds    []string
+	problems Problems
+}
+
+func (v *validator) note(path, format string, args ...any) {
+	v.problems = append(v.problems, Problem{Path: path, What: fmt.Sprintf(format, args...)})
+}
+
+// join notes every error that a package's Validate has joined, at the field it speaks of.
+func (v *validator) join(path string, err error) {
+	var entry *policy.EntryError
+	var field *capture.FieldError
+	for _, one := range joined(err) {
+		switch {
+		case errors.As(one, &entry):
+			v.note(fmt.Sprintf("%s.%s[%d]", path, entry.Field, entry.Index), "%q %s", entry.Entry, entry.Reason)
+		case errors.As(one, &field):
+			v.note(path+"."+field.Field, "%s", field.What)
+		default:
+			v.note(path, "%v", one)
+		}
+	}
+}
+
+// joinAs notes errors about the entries of a list under the list's own name.
+func (v *validator) joinAs(list string, err error) {
+	var entry *policy.EntryError
+	for _, one := range joined(err) {
+		if errors.As(one, &entry) {
+			v.note(fmt.Sprintf("%s[%d]", list, entry.Index), "%q %s", entry.Entry, entry.Reason)
+		}
+	}
+}
+
+// joined returns the errors inside of a joined one, itself where it is single, none for nil.
+func joined(err error) []error {
+	if err == nil {
+		return nil
+	}
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
+		return many.Unwrap()
+	}
+	return []error{err}
+}
+
+func (v *validator) listeners() {
+	addresses := make(map[string]string)
+	for i := range v.cfg.Listeners {
+		l := &v.cfg.Listeners[i]
+		at := fmt.Sprintf("listeners[%d]", i)
+		switch {
+		case l.Name == "":
+			v.note(at, "the listener has no name; give it one, such as name: apps, for routes, logs and metrics")
+		case !isName(l.Name):
+			v.note(at+".name", "%q is not a name; it should be of letters, digits, - _ and .", l.Name)
+		case slices.ContainsFunc(v.cfg.Listeners[:i], func(o ListenerConfig) bool { return o.Name == l.Name }):
+			v.note(at+".name", "listener %q is there twice; names are unique", l.Name)
+		}
+		if what := listenAddressProblem(l.Address); what != "" {
+			v.note(at+".address", "%s", what)
+		} else if other, taken := addresses[l.Address]; taken && !strings.HasSuffix(l.Address, ":0") {
+			v.note(at+".address", "%s is already taken by listener %q; each listener has its own port", l.Address, other)
+		} else {
+			addresses[l.Address] = l.Name
+		}
+		v.listenerKind(at, l)
+	}
+}
+
+func (v *validator) listenerKind(at string, l *ListenerConfig) {
+	switch {
+	case l.Kind == "":
+		v.note(at, "the listener has no kind; it should be one of %s", strings.Join(v.kinds, ", "))
+	case !slices.Contains(v.kinds, l.Kind):
+		v.note(at+".kind", "%q is no kind of listener; it should be one of %s", l.Kind, strings.Join(v.kinds, ", "))
+	}
+	if l.Kind == KindForward {
+		if _, err := capture.NewForward(l.To); err != nil {
+			v.note(at+".to", "%v", err)
+		}
+	} else if l.To != "" {
+		v.note(at+".to", "only a listener of kind forward has a destination; remove to, or write kind: forward")
+	}
+	users := l.SOCKS5
+	if l.Kind != KindSOCKS5 {
+		if users.RequiresLogin() || users.Timeout != 0 {
+			v.note(at+".socks5", "only a listener of kind socks5 has users; remove socks5, or write kind: socks5")
+		}
+		return
+	}
+	if users.UsersFile != "" && len(users.Users) == 0 {
+		users.Users = nil // the file will have them
+	}
+	users.UsersFile = "" // it is read when the listener is made
+	v.join(at+".socks5", users.Validate())
+	if !l.SOCKS5.RequiresLogin() && !l.Open && listenAddressProblem(l.Address) == "" && !isLoopback(l.Address) {
+		v.note(at+".address", "SOCKS5 on %s is reachable from other hosts, and everybody there could use this gateway's identity; "+
+			"use 127.0.0.1, or ask for a login (socks5: {usersFile: FILE}), or write open: true if that is meant", l.Address)
+	}
+}
+
+func (v *validator) hop(name string, h *HopConfig) {
+	at := "hops." + name
+	if !isName(name) {
+		v.note(at, "%q is not a name for a hop; it should be of letters, digits, - _ and .", name)
+	}
+	switch {
+	case h.Address == "" && len(h.Endpoints) == 0:
+		v.note(at, "the hop has no address; add address: host:port")
+	case h.Address != "" && len(h.Endpoints) > 0:
+		v.note(at, "the hop has an address and endpoints; write one of them")
+	}
+	if h.Address != "" {
+		v.hopAddress(at+".address", h.Address)
+	}
+	for i, e := range h.Endpoints {
+		v.hopAddress(fmt.Sprintf("%s.endpoints[%d].address", at, i), e.Address)
+		if e.Weight < 0 {
+			v.note(fmt.Sprintf("%s.endpoints[%d].weight", at, i), "the weight is negative; it should be 1 or more")
+		}
+	}
+	if h.StreamsPerConnection < 0 {
+		v.note(at+".streamsPerConnection", "the number is negative; it should be 1 or more, or left out")
+	}
+	if h.Identity != "" {
+		if _, err := spiffe.Parse(h.Identity); err != nil {
+			v.note(at+".identity", "%v; it should be like spiffe://cluster.local/ns/default/sa/gw", err)
+		}
+	}
+	if h.Transport != "" && h.Transport != TransportH2 {
+		v.note(at+".transport", "%q is no transport; it should be %s", h.Transport, TransportH2)
+	}
+}
+
+func (v *validator) hopAddress(at, address string) {
+	if _, err := ParseAuthority(address); err != nil {
+		v.note(at, "%v; it should be host:port, such as gw.example:15008", err)
+	}
+}
+
+// listenAddressProblem says why address cannot be listened on, "" if it can.
+func listenAddressProblem(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Sprintf("%q is not an address to listen on; it should be host:port, such as 127.0.0.1:1080, [::1]:1080 or :15008", address)
+	}
+	if _, err := netip.ParseAddr(host); err != nil && host != "" && host != "localhost" {
+		return fmt.Sprintf("%q is not an IP address of this host; it should be an address, localhost, or nothing for all addresses", host)
+	}
+	if port == "0" {
+		return ""
+	}
+	if _, problem := parsePort(port); problem != "" {
+		return fmt.Sprintf("%q: %s", address, problem)
+	}
+	return ""
+}
+
+// isLoopback reports whether what listens on address is reachable from this host only.
+func isLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
+}
+
+func isName(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.", r))
+	})
+}

@@ -1,0 +1,201 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"culvert/policy"
+)
+
+// routes checks every route, then what the routes are to each other.
+func (v *validator) routes() {
+	var names []string
+	for i := range v.cfg.Listeners {
+		names = append(names, v.cfg.Listeners[i].Name)
+	}
+	sound := make([]bool, len(v.cfg.Routes)) // without a fault, so that something can be concluded from it
+	for i := range v.cfg.Routes {
+		before := len(v.problems)
+		v.route(i, names)
+		sound[i] = len(v.problems) == before
+		if !sound[i] {
+			continue
+		}
+		if by := v.shadowedBy(i, sound, names); len(by) > 0 {
+			v.note(fmt.Sprintf("routes[%d]", i), "the route can never match: %s before it %s every flow that it would; put this one first, or remove it",
+				strings.Join(by, " and "), plural(len(by), "takes", "take"))
+			sound[i] = false
+		} else if v.beyondForwards(&v.cfg.Routes[i]) {
+			v.note(fmt.Sprintf("routes[%d]", i), "the route can never match: its listeners forward to other destinations only; name their to under hosts or destinations, or remove the route")
+		}
+	}
+}
+
+func (v *validator) route(i int, listeners []string) {
+	r := &v.cfg.Routes[i]
+	at := fmt.Sprintf("routes[%d]", i)
+	for _, list := range []struct {
+		name  string
+		empty bool
+	}{
+		{"listeners", r.Listeners != nil && len(r.Listeners) == 0}, {"hosts", r.Hosts != nil && len(r.Hosts) == 0},
+		{"destinations", r.Destinations != nil && len(r.Destinations) == 0}, {"ports", r.Ports != nil && len(r.Ports) == 0},
+	} {
+		if list.empty {
+			v.note(at+"."+list.name, "the list is empty, so that the route would never match; leave it out to match all")
+		}
+	}
+	for j, name := range r.Listeners {
+		if !slices.Contains(listeners, name) {
+			v.note(fmt.Sprintf("%s.listeners[%d]", at, j), "there is no listener %q; there is %s", name, strings.Join(listeners, ", "))
+		}
+	}
+	for j, port := range r.Ports {
+		if port == 0 {
+			v.note(fmt.Sprintf("%s.ports[%d]", at, j), "0 is no port; it should be from 1 to 65535")
+		}
+	}
+	if r.From != "" && r.From != fromAny {
+		v.note(at+".from", "%q is not known; it should be any, or left out", r.From)
+	}
+	v.entries(at, r)
+	for j, hop := range r.Via {
+		place := fmt.Sprintf("%s.via[%d]", at, j)
+		if slices.Contains(r.Via[:j], hop) {
+			v.note(place, "hop %q is in the chain twice; each hop stands in it once", hop)
+		}
+		if _, known := v.cfg.Hops[hop]; known {
+			continue
+		}
+		if strings.Contains(hop, ":") {
+			v.hopAddress(place, hop)
+		} else {
+			v.note(place, "there is no hop %q; name one of hops (%s), or write host:port", hop, strings.Join(v.hopNames(), ", "))
+		}
+	}
+}
+
+// entries checks the form of Hosts and Destinations; policy knows what an entry may be.
+func (v *validator) entries(at string, r *RouteConfig) {
+	for j, text := range r.Hosts {
+		place := fmt.Sprintf("%s.hosts[%d]", at, j)
+		if what := entryProblem(text); what != "" {
+			v.note(place, "%s", what)
+		} else if k := parseMatcher(text).kind; k == matchAddrs || k == matchLocal {
+			v.note(place, "%q is no name; it belongs under destinations", text)
+		}
+	}
+	for j, text := range r.Destinations {
+		place := fmt.Sprintf("%s.destinations[%d]", at, j)
+		if what := entryProblem(text); what != "" {
+			v.note(place, "%s", what)
+			continue
+		}
+		switch parseMatcher(text).kind {
+		case matchLocal:
+			if len(r.Via) > 0 {
+				v.note(place, "what is local is reached directly; remove via, or make a route of its own for local")
+			}
+		case matchAddrs, matchAll:
+		default:
+			v.note(place, "%q is a name; it belongs under hosts. Destinations are local, addresses and ranges such as 10.0.0.0/8", text)
+		}
+	}
+}
+
+func entryProblem(text string) string {
+	_, err := policy.CompileEgress("", []string{text}, policy.Own{})
+	var entry *policy.EntryError
+	if errors.As(err, &entry) {
+		return fmt.Sprintf("%q %s", entry.Entry, entry.Reason)
+	}
+	return ""
+}
+
+// shadowedBy returns the routes before route i that together take every flow that it would, nil if it can
+// match. Each listener, entry and port is looked for by itself.
+func (v *validator) shadowedBy(i int, sound []bool, all []string) []string {
+	r := &v.cfg.Routes[i]
+	ports := r.Ports
+	if len(ports) == 0 {
+		ports = []uint16{0}
+	}
+	listeners := r.Listeners
+	if len(listeners) == 0 {
+		listeners = all
+	}
+	var by []string
+	for _, listener := range listeners {
+		for _, m := range compileMatchers(r) {
+			for _, port := range ports {
+				if m.port != 0 {
+					if port != 0 && port != m.port {
+						continue // such a flow does not exist
+					}
+					port = m.port
+				}
+				j := v.taker(i, sound, listener, &m, port)
+				if j < 0 {
+					return nil
+				}
+				if name := fmt.Sprintf("routes[%d]", j); !slices.Contains(by, name) {
+					by = append(by, name)
+				}
+			}
+		}
+	}
+	return by
+}
+
+// taker returns the first route before route i that takes all of m at that port from a listener, -1 if
+// none does.
+func (v *validator) taker(i int, sound []bool, listener string, m *matcher, port uint16) int {
+	for j := range i {
+		r := &v.cfg.Routes[j]
+		if !sound[j] || len(r.Listeners) > 0 && !slices.Contains(r.Listeners, listener) ||
+			len(r.Ports) > 0 && !slices.Contains(r.Ports, port) {
+			continue
+		}
+		if slices.ContainsFunc(compileMatchers(r), func(o matcher) bool { return o.covers(m, port) }) {
+			return j
+		}
+	}
+	return -1
+}
+
+// beyondForwards reports whether all listeners of r forward to destinations that r does not take.
+func (v *validator) beyondForwards(r *RouteConfig) bool {
+	if len(r.Listeners) == 0 {
+		return false
+	}
+	takes := route{matchers: compileMatchers(r), ports: r.Ports}
+	for _, name := range r.Listeners {
+		i := slices.IndexFunc(v.cfg.Listeners, func(l ListenerConfig) bool { return l.Name == name })
+		if i < 0 || v.cfg.Listeners[i].Kind != KindForward {
+			return false
+		}
+		to, err := ParseAuthority(v.cfg.Listeners[i].To)
+		if err != nil || takes.match(to, to.Addr.IsValid()) != nil {
+			return false
+		}
+	}
+	return true
+}
+
+func (v *validator) hopNames() []string {
+	var names []string
+	for name := range v.cfg.Hops {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return one
+	}
+	return many
+}
