@@ -72,6 +72,9 @@ type Gateway struct {
 
 	work sync.WaitGroup // accept loops, connections, the sweeper
 
+	untrimmed int       // flows that fell silent since the last trim; owned by sweepLoop
+	trimmed   time.Time // owned by sweepLoop
+
 	replacing sync.Mutex // held while the configuration is replaced; taken before mu
 
 	mu        sync.Mutex // guards the group below

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync"
@@ -270,4 +271,24 @@ func (g *Gateway) sweep(now time.Time) {
 	for _, f := range silent {
 		f.renew()
 	}
+	g.trim(len(silent), now)
+}
+
+const (
+	// trimFlows is how many flows must have fallen silent for their memory to be worth a collection.
+	trimFlows = 1000
+	// trimPause is the shortest time between two such collections.
+	trimPause = 10 * time.Second
+)
+
+// trim gives memory back to the system after many flows have fallen silent together. What opening them has
+// cost, and the stacks that renewing has set free, would otherwise stay until the next collection, and a
+// gateway whose flows are idle has none for two minutes. Owned by sweepLoop.
+func (g *Gateway) trim(silent int, now time.Time) {
+	g.untrimmed += silent
+	if g.untrimmed < trimFlows || silent > trimFlows/10 || now.Sub(g.trimmed) < trimPause {
+		return // too few, or more are to come
+	}
+	g.untrimmed, g.trimmed = 0, now
+	debug.FreeOSMemory()
 }

@@ -69,7 +69,8 @@ func newH2Transport(ctx context.Context, nc net.Conn, hop *Hop, conf *tls.Config
 
 // Connect asks the hop for a tunnel; see Transport.
 func (t *h2Transport) Connect(ctx context.Context, req *ConnectRequest) (Stream, *ConnectResponse, error) {
-	s, err := t.conn.Open(ctx, connectHeader(req), false)
+	head := connectHeader(req)
+	s, err := t.conn.Open(ctx, head, false)
 	if err != nil {
 		if ctx.Err() == nil {
 			err = &UnprocessedError{Err: err} // nothing was sent
@@ -94,6 +95,8 @@ func (t *h2Transport) Connect(ctx context.Context, req *ConnectRequest) (Stream,
 	if len(answer.Baggage) > maxTrustedLen {
 		answer.Baggage = ""
 	}
+	// The stream keeps both heads for as long as it lives, and nobody reads their fields again.
+	head.Fields, head.Authority, resp.Fields = nil, "", nil
 	return &h2Stream{s}, answer, nil
 }
 
