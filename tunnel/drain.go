@@ -41,16 +41,18 @@ func (g *Gateway) Drain(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(g.base, cancel)() // a second call
+	// Connections are closed when their streams have ended, or when all flows were cut: a flow that is cut shows
+	// as RST_STREAM, not as a lost connection.
+	streams, closeNow := context.WithCancel(context.Background())
+	defer closeNow()
 	var draining sync.WaitGroup
 	for _, s := range servers {
-		draining.Go(func() { s.drain(ctx) }) // ends with the connection's streams or ctx; waited for below
+		draining.Go(func() { s.drain(streams) }) // ends with the connection's streams or closeNow; waited for below
 	}
 	var err error
 	select {
 	case <-idle:
-		if err = g.base.Err(); err == nil { // else a second call has cut the flows
-			g.pool.drain(ctx)
-		}
+		err = g.base.Err() // a second call has cut the flows
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
@@ -59,6 +61,8 @@ func (g *Gateway) Drain(ctx context.Context) error {
 		g.cutAll(errCutByDrain)
 		<-idle
 	}
+	g.pool.drain(ctx)
+	defer context.AfterFunc(ctx, closeNow)() // requests that are no flows have no more time than these
 	draining.Wait()
 	g.Close()
 	return err

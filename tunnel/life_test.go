@@ -77,6 +77,7 @@ func TestDrainDeadlineCuts(t *testing.T) {
 	defer app.Close()
 	app.Write([]byte("x"))
 	io.ReadFull(app, make([]byte, 1))
+	tunnelled, _ := mustPeer(t, p.Net, p.CA.Issue(t, "cluster.local", "default", "client"), tunneltest.ExitListen).connect("10.0.0.2:80")
 	ctx, cancel := context.WithTimeout(testContext(t), 50*time.Millisecond)
 	defer cancel()
 	if err := p.Exit.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) {
@@ -85,8 +86,13 @@ func TestDrainDeadlineCuts(t *testing.T) {
 	if _, err := app.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("app read %v, want ECONNRESET: a flow that is cut is not complete", err)
 	}
-	if got := p.Exit.Stats().Ended["cut"]; got != 1 {
-		t.Errorf("%d flows counted as cut, want 1", got)
+	_, err = tunnelled.Read(make([]byte, 1))
+	var reset *h2.StreamError
+	if !errors.As(err, &reset) || reset.Code != h2.ConnectError || reset.By != h2.Peer {
+		t.Errorf("a peer read %v, want RST_STREAM(CONNECT_ERROR)", err)
+	}
+	if got := p.Exit.Stats().Ended["cut"]; got != 2 {
+		t.Errorf("%d flows counted as cut, want 2", got)
 	}
 }
 

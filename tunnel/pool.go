@@ -229,7 +229,9 @@ func (g *group) dial(d *dialing) {
 	t, err := g.pool.dial(g.pool.base, g.chain)
 	if err == nil && t.Slots() == 0 {
 		// Else who waits would connect again and again.
-		err = &Error{Cause: CauseFull, Hop: g.chain.last.Name, Reason: "the hop allows no streams", Err: t.Err()}
+		if err = t.Err(); err == nil {
+			err = &Error{Cause: CauseFull, Hop: g.chain.last.Name, Reason: "the hop allows no streams"}
+		}
 	}
 	g.mu.Lock()
 	g.dialing = nil

@@ -38,6 +38,12 @@ func (d *direction) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// Interrupt ends a Write under way, when the source was reset while the destination takes nothing: the
+// reset must not wait for it.
+func (d *direction) Interrupt() {
+	_ = d.dst.SetWriteDeadline(time.Unix(1, 0)) // an end that is closed needs none
+}
+
 // carried is how many bytes the destination has taken so far.
 func (d *direction) carried() int64 {
 	n := d.bytes.load()

@@ -1,8 +1,11 @@
 package h2
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Sizes of pooled buffers. A large one holds a frame of four whole TLS records, header included.
@@ -119,9 +122,26 @@ func (b *Budget) roomy() bool {
 }
 
 func (b *Budget) charge(n int64) {
-	if b != nil {
-		b.used.Add(n)
+	if b == nil {
+		return
 	}
+	used := b.used.Add(n)
+	if n < 0 && b.limit > 0 && used < b.limit && used-n >= b.limit {
+		time.AfterFunc(0, b.refundAll) // not here: the caller may hold locks
+	}
+}
+
+// refundAll gives connections the credit that was held back while the budget was full.
+func (b *Budget) refundAll() {
+	for _, c := range b.joined() {
+		c.refundOwed()
+	}
+}
+
+func (b *Budget) joined() []*Conn {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Collect(maps.Keys(b.conns))
 }
 
 func (b *Budget) join(c *Conn) {
@@ -140,31 +160,34 @@ func (b *Budget) leave(c *Conn) {
 	}
 }
 
-// relieve resets the streams that have stalled longest until the budget is below its limit or no
-// stream has stalled. It is called without locks by a reader that found the budget full.
+// stallAge is how long bytes must lie unread before their stream may be reset for the memory of others.
+const stallAge = 100 * time.Millisecond
+
+// relieve resets the streams that have stalled longest, until the budget is below its limit. It is called
+// without locks by a reader that found the budget full. While that lasts and no stream has stalled for
+// long enough, it looks again.
 func (b *Budget) relieve() {
-	if !b.Full() || !b.relieving.CompareAndSwap(false, true) {
-		return
+	if b.Full() && b.relieving.CompareAndSwap(false, true) {
+		b.relieveNow()
 	}
-	defer b.relieving.Store(false)
+}
+
+func (b *Budget) relieveNow() {
 	for b.Full() {
-		b.mu.Lock()
-		conns := make([]*Conn, 0, len(b.conns))
-		for c := range b.conns {
-			conns = append(conns, c)
-		}
-		b.mu.Unlock()
+		before := time.Now().Add(-stallAge).UnixNano()
 		var victim *Stream
 		var since int64
-		for _, c := range conns {
-			if s, t := c.longestStalled(); s != nil && (victim == nil || t < since) {
+		for _, c := range b.joined() {
+			if s, t := c.longestStalled(before); s != nil && (victim == nil || t < since) {
 				victim, since = s, t
 			}
 		}
 		if victim == nil {
+			time.AfterFunc(stallAge, b.relieveNow)
 			return
 		}
 		b.resets.Add(1)
 		victim.resetFor(streamError(victim.id, EnhanceYourCalm, "its reader stalled while the memory budget was used up"))
 	}
+	b.relieving.Store(false)
 }

@@ -72,3 +72,20 @@ func TestPoolOf(t *testing.T) {
 		b.release()
 	}
 }
+
+// TestRecvQueueStaysSmall reads a queue that never runs empty: it must not grow with what it has carried.
+func TestRecvQueueStaysSmall(t *testing.T) {
+	buf := getBuffer(largeBuffer, nil)
+	defer buf.release()
+	var q recvQueue
+	for i := range 10_000 {
+		q.add(buf, i%2*32<<10, (i%2+1)*32<<10, nil)
+		if i > 0 {
+			q.read(make([]byte, 32<<10))
+		}
+	}
+	if n := cap(q.segs); n > 64 {
+		t.Errorf("room for %d segments after one was unread at a time", n)
+	}
+	q.drop()
+}

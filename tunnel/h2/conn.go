@@ -22,6 +22,7 @@ type Conn struct {
 	log      *slog.Logger
 	readDone chan struct{} // closed when readLoop has ended
 	done     chan struct{} // closed when the connection has failed or was closed
+	closed   chan struct{} // closed when nc is
 	stats    stats
 
 	in inbound // owned by readLoop
@@ -36,16 +37,17 @@ type Conn struct {
 
 	// streams (conn_streams.go)
 	streams     map[uint32]*Stream
-	nextID      uint32     // id of the next stream or promise of ours
-	lastPeerID  uint32     // greatest id that the peer has opened or promised
-	peerOpen    int        // streams of the peer that are not closed on the wire
-	peerHeld    int        // streams of the peer that were reset and whose handler has not called Close
-	peerTail    int        // streams of the peer that ended cleanly and whose handler has not called Close
-	ownOpen     int        // streams of ours that are not closed on the wire
-	openCond    *sync.Cond // a slot may be free, or the connection has ended; L is mu
-	refusedNow  int        // streams refused since one was taken
-	recentReset [2]recent  // ids that we have reset: of the peer's streams, and of ours
-	idleSince   time.Time  // when the last stream went; zero while there are streams
+	nextID      uint32               // id of the next stream or promise of ours
+	lastPeerID  uint32               // greatest id that the peer has opened or promised
+	peerOpen    int                  // streams of the peer that are not closed on the wire
+	peerHeld    int                  // streams of the peer that were reset and whose handler has not called Close
+	peerTail    int                  // streams of the peer that ended cleanly and whose handler has not called Close
+	ownOpen     int                  // streams of ours that are not closed on the wire
+	openCond    *sync.Cond           // a slot may be free, or the connection has ended; L is mu
+	refusedNow  int                  // streams refused since one was taken
+	recentReset [2]recent            // ids that we have reset: of the peer's streams, and of ours
+	unread      map[*Stream]struct{} // streams that are closed on the wire and not by their users
+	idleSince   time.Time            // when the last stream went; zero while there are streams
 
 	// the peer's SETTINGS (conn_settings.go)
 	peer         peerSettings
@@ -55,12 +57,13 @@ type Conn struct {
 	handshakeEnd *time.Timer
 
 	// sending (sched.go, conn_send.go)
-	busy       bool   // somebody holds the write role; only the holder calls nc.Write
-	flushing   bool   // flushLoop was started and has not taken the role yet
-	ctrl       []byte // control and header frames, in order, not yet written
-	answers    int    // frames in ctrl that the peer made us send
-	spare      []byte // the other buffer of ctrl
-	ring       ring   // streams with something to send
+	busy       bool      // somebody holds the write role; only the holder calls nc.Write
+	writeSince time.Time // when the write under way began; zero: none is
+	flushing   bool      // flushLoop was started and has not taken the role yet
+	ctrl       []byte    // control and header frames, in order, not yet written
+	answers    int       // frames in ctrl that the peer made us send
+	spare      []byte    // the other buffer of ctrl
+	ring       ring      // streams with something to send
 	sendWindow sendFlow
 	enc        *hpack.Encoder
 	encBuf     bytes.Buffer
@@ -80,19 +83,17 @@ type Conn struct {
 	silentSince time.Time // when a keep-alive PING went out unanswered; zero: none did
 	peerCode    ErrCode   // of the peer's GOAWAY
 	peerDebug   string    // and its debug data, cut
-	closing     bool      // Close was called: no delay
-	finished    bool      // nc is closed, or will be by delayed
-	delayed     *time.Timer
+	finished    bool      // nc is closed, or will be
 }
 
-// recentResets is how many ids of streams that we have reset are remembered: frames that were on their
-// way for them are ignored (RFC 9113, section 5.1).
-const recentResets = 64
-
+// recent remembers ids of streams that we have reset: frames that were on their way for them are ignored
+// (RFC 9113, section 5.1). It holds recentPerStream times as many as may be open at once.
 type recent struct {
-	ids  [recentResets]uint32
+	ids  []uint32
 	next int
 }
+
+const recentPerStream = 4
 
 // stats are counters for metrics; see Stats.
 type stats struct {
@@ -129,6 +130,7 @@ func newConn(nc net.Conn, cfg *Config, client bool) (*Conn, error) {
 		client:     client,
 		readDone:   make(chan struct{}),
 		done:       make(chan struct{}),
+		closed:     make(chan struct{}),
 		goAwayCh:   make(chan struct{}),
 		streams:    make(map[uint32]*Stream),
 		peer:       defaultPeerSettings(),

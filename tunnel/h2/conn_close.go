@@ -38,7 +38,7 @@ func (c *Conn) failLocked(err *ConnError) {
 	c.openCond.Broadcast()
 	c.settledCond.Broadcast()
 	close(c.done)
-	c.cfg.Budget.leave(c)
+	c.leaveBudget()
 	c.log.Debug("connection ended", "conn", c.nc.RemoteAddr(), "err", err)
 	if c.busy {
 		// Whoever holds the role finishes, in writeStall at most, and then calls finish.
@@ -61,29 +61,29 @@ func (c *Conn) finish() {
 		return
 	}
 	c.finished = true
-	if d := c.cfg.CloseDelay; d > 0 && c.err.By == Local && c.err.Code != NoError && !c.closing {
-		c.delayed = time.AfterFunc(d, func() { c.nc.Close() })
-		return
+	delay := time.Duration(0)
+	if c.cfg.CloseDelay > 0 && c.err.By == Local && c.err.Code != NoError {
+		delay = c.cfg.CloseDelay
 	}
-	c.nc.Close()
+	time.AfterFunc(delay, func() { // not here: closing TLS may wait for the socket
+		c.nc.Close()
+		close(c.closed)
+	})
 }
 
 // Close ends the connection at once: GOAWAY(NO_ERROR) is sent if the socket takes it, streams end with
-// a *ConnError. It waits for the reader and must not be called from a hook of Config other than
-// Handler. It may be called again.
+// a *ConnError. It waits for the reader and for the socket's end, after an offence of the peer for
+// CloseDelay, and must not be called from a hook of Config other than Handler. It may be called again.
 func (c *Conn) Close() error {
 	c.mu.Lock()
-	c.closing = true
 	if c.err == nil {
 		for _, s := range c.streams {
 			c.queueReset(s.id, s.cutCode())
 		}
 	}
 	c.failLocked(connError(NoError, "closed"))
-	if c.delayed != nil && c.delayed.Stop() {
-		c.nc.Close()
-	}
 	c.mu.Unlock()
+	<-c.closed
 	<-c.readDone
 	return nil
 }
@@ -133,6 +133,7 @@ func (c *Conn) Drain(ctx context.Context) error {
 	gone := c.err
 	c.mu.Unlock()
 	if gone != nil {
+		<-c.closed
 		<-c.readDone
 		if gone.Code == NoError {
 			return nil

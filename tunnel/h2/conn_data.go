@@ -54,13 +54,13 @@ func (in *inbound) meterData(h frameHeader, n int) error {
 		return connError(EnhanceYourCalm, "too many empty DATA frames")
 	}
 	if n >= splinterBelow || h.has(flagEndStream) {
-		m.lastTinyID = 0
+		m.lastTiny = false
 		return nil
 	}
-	if m.lastTinyID == h.streamID && !m.splinters.add(m.now, 1-float64(n)/splinterBelow, cfg.Splinters) {
+	if m.lastTiny && !m.splinters.add(m.now, 1-float64(n)/splinterBelow, cfg.Splinters) {
 		return connError(EnhanceYourCalm, "too many tiny DATA frames")
 	}
-	m.lastTinyID = h.streamID
+	m.lastTiny = true
 	return nil
 }
 

@@ -158,7 +158,9 @@ func (c *Conn) requested(b *openBlock) error {
 	c.lastPeerID = b.id
 	if !c.admit() {
 		c.stats.refused.Add(1)
-		c.refusedNow++
+		if c.peerOpen >= int(c.cfg.MaxStreams) { // else it keeps to the limit, and our work lags behind
+			c.refusedNow++
+		}
 		if c.refusedNow > int(c.cfg.MaxStreams) {
 			return connError(EnhanceYourCalm, "streams opened beyond twice the limit")
 		}

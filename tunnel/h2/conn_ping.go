@@ -8,6 +8,7 @@ import (
 
 // ping is a PING of ours under way.
 type ping struct {
+	data   [8]byte
 	sentAt time.Time
 	done   chan struct{} // closed at the acknowledgement
 	rtt    time.Duration
@@ -31,7 +32,7 @@ func pingData(kind byte, seq uint64) (d [8]byte) {
 func (c *Conn) queuePing(kind byte) *ping {
 	c.pingSeq++
 	data := pingData(kind, c.pingSeq)
-	p := &ping{sentAt: time.Now(), done: make(chan struct{})}
+	p := &ping{data: data, sentAt: time.Now(), done: make(chan struct{})}
 	if c.pings == nil {
 		c.pings = make(map[[8]byte]*ping)
 	}
@@ -54,6 +55,9 @@ func (c *Conn) Ping(ctx context.Context) (time.Duration, error) {
 	case <-p.done:
 		return p.rtt, nil
 	case <-ctx.Done():
+		c.mu.Lock()
+		delete(c.pings, p.data) // its answer is nobody's
+		c.mu.Unlock()
 		return 0, ctx.Err()
 	case <-c.done:
 		return 0, c.Err()
@@ -114,6 +118,10 @@ func (c *Conn) tick() {
 		return
 	}
 	now := time.Now()
+	if d := c.cfg.WriteTimeout; d > 0 && !c.writeSince.IsZero() && now.Sub(c.writeSince) >= d {
+		c.failLocked(&ConnError{Code: NoError, By: Network, Reason: "peer does not read"})
+		return
+	}
 	if d := c.cfg.IdleTimeout; d > 0 && !c.idleSince.IsZero() && now.Sub(c.idleSince) >= d {
 		c.failLocked(connError(NoError, "no stream for too long"))
 		return

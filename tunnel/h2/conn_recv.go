@@ -59,7 +59,7 @@ func (c *Conn) readLoop() {
 			in.meters.now = time.Now()
 			c.lastRead.Store(in.meters.now.UnixNano())
 			in.w += n
-			in.meters.lastTinyID = 0
+			in.meters.lastTiny = false
 			if perr := in.parse(); perr != nil {
 				c.fail(perr)
 			}
@@ -86,6 +86,9 @@ func (c *Conn) endOfInput() bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if len(c.ctrl) > c.cfg.MaxQueuedBytes {
+		c.failLocked(connError(EnhanceYourCalm, "too many answers wait to be read"))
+	}
 	c.kick()
 	return c.err == nil
 }
@@ -101,7 +104,7 @@ func (c *Conn) offence() *ConnError {
 }
 
 // quietReads is after how many small reads a large buffer is exchanged for a small one.
-const quietReads = 16
+const quietReads = 4
 
 // makeRoom provides a buffer with room to read into. Bytes that are not parsed, always few, move along.
 func (in *inbound) makeRoom() {

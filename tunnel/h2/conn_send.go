@@ -14,7 +14,7 @@ func (c *Conn) writeRounds(own *Stream, rounds int) {
 	c.busy = true
 	var b batch
 	for c.err == nil || len(c.ctrl) > 0 {
-		if own == nil || own.out.done() {
+		if own == nil || own.out.done() || !own.out.queued || own.werr != nil || own.wdeadline.passed() {
 			if rounds--; rounds < 0 {
 				break
 			}
@@ -22,9 +22,11 @@ func (c *Conn) writeRounds(own *Stream, rounds int) {
 		if !c.gather(&b) {
 			break
 		}
+		c.writeSince = time.Now()
 		c.mu.Unlock()
 		err := c.writeBatch(&b)
 		c.mu.Lock()
+		c.writeSince = time.Time{}
 		c.settle(&b)
 		if err != nil {
 			c.failLocked(&ConnError{Code: InternalError, By: Network, Reason: "write", Err: err})

@@ -49,6 +49,7 @@ func (c *Conn) openWith(ctx context.Context, h *Header, endStream bool, hooks st
 		return nil, fmt.Errorf("wait for a free stream: %w", err)
 	}
 	if limit := c.peer.maxHeaderList; h.listBytes() > int(min(limit, 1<<30)) {
+		c.openCond.Signal() // the slot is another's
 		return nil, fmt.Errorf("header list of %d bytes, the peer accepts %d", h.listBytes(), limit)
 	}
 	s := c.newStream(c.nextID, true, h)
@@ -140,6 +141,12 @@ func (c *Conn) endReset(s *Stream, err error) {
 // user has called Close. Called with mu held.
 func (c *Conn) removeStream(s *Stream) {
 	s.wireDone = true
+	if !s.userDone {
+		if c.unread == nil {
+			c.unread = make(map[*Stream]struct{})
+		}
+		c.unread[s] = struct{}{}
+	}
 	delete(c.streams, s.id)
 	if s.own {
 		c.ownOpen--
@@ -160,6 +167,8 @@ func (c *Conn) removeStream(s *Stream) {
 
 // userClosed frees the slot of a stream whose user is done with it. Called with mu held.
 func (c *Conn) userClosed(s *Stream) {
+	delete(c.unread, s)
+	c.leaveBudget()
 	if !s.held {
 		return
 	}
@@ -189,11 +198,15 @@ func (c *Conn) admit() bool {
 // forgetReset remembers that we have reset a stream. Called with mu held.
 func (c *Conn) forgetReset(id uint32) {
 	r := c.recentOf(id)
+	if limit := recentPerStream * int(c.cfg.MaxStreams); len(r.ids) < limit {
+		r.ids = append(r.ids, id)
+		return
+	}
 	r.ids[r.next] = id
-	r.next = (r.next + 1) % recentResets
+	r.next = (r.next + 1) % len(r.ids)
 }
 
-func (c *Conn) resetRecently(id uint32) bool { return slices.Contains(c.recentOf(id).ids[:], id) }
+func (c *Conn) resetRecently(id uint32) bool { return slices.Contains(c.recentOf(id).ids, id) }
 
 func (c *Conn) recentOf(id uint32) *recent {
 	if c.isOwnID(id) {
@@ -207,6 +220,9 @@ func (c *Conn) idle(id uint32) bool {
 	if c.isOwnID(id) {
 		return id >= c.nextID
 	}
+	if c.draining && id > c.goAwayID {
+		return false // it was ignored, as our GOAWAY says
+	}
 	return id > c.lastPeerID
 }
 
@@ -214,20 +230,34 @@ func (c *Conn) idle(id uint32) bool {
 // section 5.1.1).
 func (c *Conn) isOwnID(id uint32) bool { return id%2 == 1 == c.client }
 
-// longestStalled returns the stream whose reader has let bytes lie for longest, and since when
-// (UnixNano); nil where none does.
-func (c *Conn) longestStalled() (victim *Stream, since int64) {
+// longestStalled returns the stream whose reader has let bytes lie for longest, and since when (UnixNano);
+// nil where none has done so since before.
+func (c *Conn) longestStalled(before int64) (victim *Stream, since int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, s := range c.streams {
+	look := func(s *Stream) {
 		s.mu.Lock()
 		at := s.stalledAt
 		s.mu.Unlock()
-		if at != 0 && (victim == nil || at < since) {
+		if at != 0 && at <= before && (victim == nil || at < since) {
 			victim, since = s, at
 		}
 	}
+	for _, s := range c.streams {
+		look(s)
+	}
+	for s := range c.unread {
+		look(s)
+	}
 	return victim, since
+}
+
+// leaveBudget ends the watch over a connection that has ended and holds no unread bytes. Called with mu
+// held.
+func (c *Conn) leaveBudget() {
+	if c.err != nil && len(c.unread) == 0 {
+		c.cfg.Budget.leave(c)
+	}
 }
 
 // Respond sends the head of the final response to a stream of the peer, or to a promise of ours; with

@@ -52,7 +52,7 @@ func (s *Stream) sendWhole(p []byte) bool {
 // c.mu held.
 func (s *Stream) fits(n int) bool {
 	c := s.c
-	return n <= wholeBytes && n <= int(c.peer.maxFrame) && int64(n) <= s.send.window && int64(n) <= c.sendWindow.window &&
+	return n <= wholeBytes && len(c.ctrl) < batchBytes && n <= int(c.peer.maxFrame) && int64(n) <= s.send.window && int64(n) <= c.sendWindow.window &&
 		c.ring.empty() && !s.out.active && s.werr == nil && !s.wdeadline.passed()
 }
 

@@ -37,6 +37,9 @@ const (
 	// DefaultMaxQueuedControl bounds answers that the peer makes us queue while it does not read
 	// (CVE-2019-9512, 9515).
 	DefaultMaxQueuedControl = 500
+	// DefaultMaxQueuedBytes bounds what waits before DATA, such as the answers to requests, while the peer
+	// does not read.
+	DefaultMaxQueuedBytes = 512 << 10
 	// DefaultMaxEmptyData bounds consecutive DATA frames without data or END_STREAM (CVE-2019-9518).
 	DefaultMaxEmptyData = 100
 	// DefaultMaxSettings bounds the parameters of one SETTINGS frame.
@@ -52,6 +55,8 @@ const (
 	DefaultHeaderTimeout = 10 * time.Second
 	// DefaultIdleTimeout ends a connection that has had no stream for so long.
 	DefaultIdleTimeout = 5 * time.Minute
+	// DefaultWriteTimeout ends a connection whose peer has not read 64 KiB for so long, whatever it sends.
+	DefaultWriteTimeout = 30 * time.Second
 	// DefaultCloseDelay is how long the socket of an offender is held, unread, after GOAWAY: it caps
 	// what one connection can cost.
 	DefaultCloseDelay = time.Second
@@ -80,8 +85,8 @@ var (
 const handlerResetCost = 10
 
 // splinterBelow is the size of a DATA frame that counts as a splinter when it directly follows another
-// frame of its stream in one record: a sender that coalesces would have sent one frame. Keystrokes and
-// pings arrive in records of their own and never count. It costs the more the smaller it is.
+// such frame in one record: a sender that coalesces would have sent one frame. Keystrokes and pings arrive
+// in records of their own and do not count. It costs the more the smaller it is.
 const splinterBelow = 256
 
 // Rate is a limit on how often something may happen: Burst times at once, and PerSecond in the long run.
@@ -124,6 +129,7 @@ type Config struct {
 	MaxContinuations    int           // CONTINUATION frames of a block; 0: DefaultMaxContinuations
 	MaxInform           int           // 1xx answers to a request; 0: DefaultMaxInform
 	MaxQueuedControl    int           // queued answers; 0: DefaultMaxQueuedControl
+	MaxQueuedBytes      int           // bytes queued before DATA; 0: DefaultMaxQueuedBytes
 	MaxEmptyData        int           // consecutive empty DATA frames; 0: DefaultMaxEmptyData
 	PeerResets          Rate          // resets by the peer before our answer; zero: DefaultPeerResets
 	OwnResets           Rate          // stream errors of the peer; zero: DefaultOwnResets
@@ -137,6 +143,7 @@ type Config struct {
 	HandshakeTimeout    time.Duration // preface and SETTINGS; 0: DefaultHandshakeTimeout, negative: off
 	HeaderTimeout       time.Duration // HEADERS to END_HEADERS; 0: DefaultHeaderTimeout, negative: off
 	IdleTimeout         time.Duration // without streams; 0: DefaultIdleTimeout, negative: off
+	WriteTimeout        time.Duration // a write that makes no progress; 0: DefaultWriteTimeout, negative: off
 	CloseDelay          time.Duration // socket held after a violation; 0: DefaultCloseDelay, negative: off
 }
 
@@ -167,6 +174,7 @@ func (c *Config) withDefaults() *Config {
 	d.MaxContinuations = or(d.MaxContinuations, DefaultMaxContinuations)
 	d.MaxInform = or(d.MaxInform, DefaultMaxInform)
 	d.MaxQueuedControl = or(d.MaxQueuedControl, DefaultMaxQueuedControl)
+	d.MaxQueuedBytes = or(d.MaxQueuedBytes, DefaultMaxQueuedBytes)
 	d.MaxEmptyData = or(d.MaxEmptyData, DefaultMaxEmptyData)
 	d.PeerResets = or(d.PeerResets, DefaultPeerResets)
 	d.OwnResets = or(d.OwnResets, DefaultOwnResets)
@@ -180,6 +188,7 @@ func (c *Config) withDefaults() *Config {
 	d.HandshakeTimeout = or(d.HandshakeTimeout, DefaultHandshakeTimeout)
 	d.HeaderTimeout = or(d.HeaderTimeout, DefaultHeaderTimeout)
 	d.IdleTimeout = or(d.IdleTimeout, DefaultIdleTimeout)
+	d.WriteTimeout = or(d.WriteTimeout, DefaultWriteTimeout)
 	d.CloseDelay = or(d.CloseDelay, DefaultCloseDelay)
 	return &d
 }
@@ -210,6 +219,6 @@ type meters struct {
 
 	peerResets, ownResets, control, glitches, windowUpdates, splinters bucket
 
-	emptyData  int    // consecutive empty DATA frames
-	lastTinyID uint32 // stream of the tiny DATA frame parsed last in this record
+	emptyData int  // consecutive empty DATA frames
+	lastTiny  bool // the frame parsed last in this record was tiny DATA
 }

@@ -199,9 +199,11 @@ func TestBudgetResetsLongestStalled(t *testing.T) {
 	if budget.Resets() == 0 {
 		t.Error("Budget.Resets = 0")
 	}
-	if used, limit := budget.Used(), budget.Limit(); used > limit+(256<<10) {
-		t.Errorf("budget used %d, limit %d", used, limit)
-	}
+	within(t, "the relief", func() {
+		for budget.Used() > budget.Limit() {
+			time.Sleep(time.Millisecond)
+		}
+	})
 	live.Close()
 	s.Close()
 }

@@ -73,6 +73,7 @@ const (
 // count as oddities; maxAllowance bounds what can be saved up.
 const (
 	windowUpdatesPerData = 20
+	earningBytes         = 64 // a frame cut shorter by the peer's window earns nothing
 	maxAllowance         = 100_000
 )
 
@@ -141,7 +142,9 @@ func (c *Conn) takeFrame(b *batch, s *Stream, n int, direct bool) {
 	if flags == flagEndStream {
 		c.ended(s, true)
 	}
-	c.allowance = min(c.allowance+windowUpdatesPerData, maxAllowance)
+	if n >= earningBytes || len(o.p) == 0 { // a peer earns nothing by windows that cut DATA to pieces
+		c.allowance = min(c.allowance+windowUpdatesPerData, maxAllowance)
+	}
 }
 
 // reserve moves the batch to a pooled buffer when n more bytes would make it a large one.
@@ -172,7 +175,7 @@ func (c *Conn) settle(b *batch) {
 
 // enqueue puts a stream that has something to send, and the window for it, into the ring.
 func (c *Conn) enqueue(s *Stream) {
-	if !s.out.inFlight && len(s.out.p) > 0 && s.send.window > 0 {
+	if !s.out.inFlight && len(s.out.p) > 0 && s.send.window > 0 && s.werr == nil {
 		c.ring.push(s)
 	}
 }

@@ -32,6 +32,11 @@ const pinFraction = 8
 // are held by reference and small ones are copied, so that a stream that is not read pins little more
 // than its bytes.
 func (q *recvQueue) add(buf *buffer, off, end int, budget *Budget) {
+	if q.head > keepSegments && q.head*2 >= len(q.segs) { // a queue that is never empty must not grow
+		n := copy(q.segs, q.segs[q.head:])
+		clear(q.segs[n:])
+		q.head, q.segs = 0, q.segs[:n]
+	}
 	if n := len(q.segs); n > q.head {
 		last := &q.segs[n-1]
 		if last.buf == buf && last.end == off {
@@ -188,14 +193,13 @@ func (s *Stream) receive(buf *buffer, off, end int) {
 
 // wakeReader tells whoever reads. Called with mu held.
 func (s *Stream) wakeReader() {
+	s.rcond.Broadcast()
 	if p := s.pipe; p != nil {
 		if !p.running {
 			p.running = true
 			go s.pipeLoop(p) // ends when nothing is left to write; the stream's end or a failing sink ends the pipe
 		}
-		return
 	}
-	s.rcond.Broadcast()
 }
 
 // endReceive ends the receiving side: cleanly with io.EOF, or with the error of a reset.
@@ -214,6 +218,7 @@ func (s *Stream) endReceive(err error) {
 			s.rerr = err
 		}
 		s.dead = true
+		s.interruptPipe()
 		if s.doneCh != nil {
 			select {
 			case <-s.doneCh:
@@ -232,7 +237,9 @@ func (s *Stream) dropReceived(err error) {
 		s.rclosed = true
 		s.rdeadline.stop()
 	}
-	s.queue.drop()
+	if s.queue.drop() > 0 && s.eof && !s.rclosed {
+		s.eof, s.rerr = false, err // the end would look clean, and bytes before it are gone
+	}
 	s.stalledAt = 0
 	s.wakeReader()
 	s.mu.Unlock()
@@ -294,7 +301,8 @@ type pipe struct {
 	dst     io.Writer
 	done    func(n int64, err error)
 	n       int64
-	running bool // pipeLoop runs
+	running bool // pipeLoop runs, or done was called
+	over    bool // done is called
 }
 
 // Pipe writes received bytes to dst from a goroutine that exists only while there are bytes, so an idle
@@ -307,6 +315,34 @@ func (s *Stream) Pipe(dst io.Writer, done func(n int64, err error)) {
 	s.pipe = &pipe{dst: dst, done: done}
 	if !s.queue.empty() || s.eof || s.rerr != nil || s.rclosed {
 		s.wakeReader()
+	}
+}
+
+// Interrupter is a destination of Stream.Pipe whose Write can be ended from outside.
+type Interrupter interface {
+	// Interrupt makes a Write under way, and those to come, fail. It must not block.
+	Interrupt()
+}
+
+// resetGrace is how long after a reset a pipe may still write what came before it.
+const resetGrace = time.Second
+
+// interruptPipe sees to it that a sink that takes nothing does not keep the reset of the stream from being
+// noticed: after resetGrace it is interrupted, where it is an Interrupter. Called with mu held.
+func (s *Stream) interruptPipe() {
+	p := s.pipe
+	if p == nil || !p.running {
+		return
+	}
+	if dst, ok := p.dst.(Interrupter); ok {
+		time.AfterFunc(resetGrace, func() {
+			s.mu.Lock()
+			over := p.over
+			s.mu.Unlock()
+			if !over {
+				dst.Interrupt()
+			}
+		})
 	}
 }
 
@@ -323,7 +359,7 @@ func (s *Stream) pipeLoop(p *pipe) {
 				err = s.rerr
 			}
 			ended := s.rclosed || s.eof || s.rerr != nil
-			p.running = ended
+			p.running, p.over = ended, ended
 			s.mu.Unlock()
 			if ended {
 				p.done(p.n, err) // running stays set: no other loop starts
@@ -333,6 +369,12 @@ func (s *Stream) pipeLoop(p *pipe) {
 		n, err := s.writeSegment(p.dst)
 		p.n += int64(n)
 		if err != nil {
+			s.mu.Lock()
+			if s.rerr != nil {
+				err = s.rerr // it came first; the sink was interrupted
+			}
+			p.over = true
+			s.mu.Unlock()
 			p.done(p.n, err) // running stays set: no other loop starts
 			return
 		}

@@ -193,11 +193,6 @@ type source struct {
 
 func newSource(r io.Reader) *source {
 	src := &source{r: r, size: smallBuffer}
-	if u, ok := r.(interface{ NetConn() net.Conn }); ok {
-		if nc := u.NetConn(); nc != nil && isSocket(nc) {
-			r = nc
-		}
-	}
 	if isSocket(r) {
 		if raw, err := r.(syscall.Conn).SyscallConn(); err == nil {
 			src.raw, src.try = raw, src.tryRead
