@@ -197,7 +197,7 @@ func (l *listener) shed(nc net.Conn, reason string) {
 // shedLogEvery is how many shed connections share a line in the log; the metric counts all.
 const shedLogEvery = 1000
 
-// shedWaiting sheds one connection that waits although there is no file for it: the file that is kept
+// shedWaiting sheds the connections that wait although there is no file for them: the file that is kept
 // for this is given up for as long.
 func (l *listener) shedWaiting(err error) {
 	if !errors.Is(err, syscall.EMFILE) || !l.spare.close() {
@@ -208,7 +208,14 @@ func (l *listener) shedWaiting(err error) {
 		_ = d.SetDeadline(time.Now().Add(acceptPauseFirst)) // without it Accept would only wait longer
 		defer func() { _ = d.SetDeadline(time.Time{}) }()
 	}
-	if nc, err := l.ln.Accept(); err == nil {
+	for range shedAtOnce {
+		nc, err := l.ln.Accept()
+		if err != nil {
+			return // nobody waits any more, or the file has gone to somebody else
+		}
 		l.shed(nc, "no file")
 	}
 }
+
+// shedAtOnce bounds how many waiting connections are shed before the loop looks for files again.
+const shedAtOnce = 256

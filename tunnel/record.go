@@ -86,10 +86,10 @@ func (f *Flow) describe(attrs []slog.Attr, refusedBy string) []slog.Attr {
 	if f.Target.IsName() {
 		add("host", f.Target.String())
 	}
-	if dst := f.dialled(); dst.IsValid() {
-		add("dst", dst.String())
-	} else if !f.Target.IsName() {
+	if dst := f.dialled(); !f.Target.IsName() {
 		add("dst", f.Target.String())
+	} else if dst.IsValid() && (f.via == nil || f.via.chain == nil) {
+		add("dst", dst.String()) // of a name; beyond a hop only the last one knows
 	}
 	if f.via != nil {
 		add("hop", f.via.leadsTo())

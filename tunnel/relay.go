@@ -92,7 +92,7 @@ func (g *Gateway) authorize(f *Flow) error {
 func (l *listenerPlan) unrouted(f *Flow) error {
 	switch {
 	case l.kind == KindHBONE && l.allLocal && f.Target.IsName():
-		return &Error{Cause: CauseUnknownHost, Reason: "listener " + l.name + " leads to this host's own addresses only; a name needs a route"}
+		return &Error{Cause: CauseUnknownHost, Reason: "listener " + l.name + " leads to this host's own addresses only; a name needs a route (or --egress NAME)"}
 	case l.kind == KindHBONE && l.allLocal:
 		return &Error{Cause: CauseNotLocal, Reason: "listener " + l.name + " leads to this host's own addresses only, and the connection was made to " + f.Request.Dialled.String()}
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"culvert/capture"
 	"culvert/pki/spiffe"
@@ -56,11 +57,28 @@ func (c *Config) Validate(kinds ...string) error {
 			}
 		}
 	}
+	v.timeouts()
 	v.routes()
 	if len(v.problems) == 0 {
 		return nil
 	}
 	return v.problems
+}
+
+// leastTimeout is the least time that anything on a network can take; less is a mistake in the unit.
+const leastTimeout = time.Millisecond
+
+// timeouts wants a bound on what a stranger, or a flow, makes us wait for: these cannot be switched off.
+func (v *validator) timeouts() {
+	t := &v.cfg.Timeouts
+	for _, f := range []struct {
+		name string
+		d    time.Duration
+	}{{"handshake", t.Handshake}, {"dial", t.Dial}, {"open", t.Open}} {
+		if f.d != 0 && f.d < leastTimeout {
+			v.note("timeouts."+f.name, "%s is no time to wait; it should be at least %s, or left out for the default", f.d, leastTimeout)
+		}
+	}
 }
 
 // validator collects the problems of one Config.

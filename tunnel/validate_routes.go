@@ -79,6 +79,16 @@ func (v *validator) route(i int, listeners []string) {
 
 // entries checks the form of Hosts and Destinations; policy knows what an entry may be.
 func (v *validator) entries(at string, r *RouteConfig) {
+	for name, list := range map[string][]string{"hosts": r.Hosts, "destinations": r.Destinations} {
+		for j, text := range list {
+			if entryProblem(text) != "" {
+				continue
+			}
+			if m := parseMatcher(text); m.port != 0 && len(r.Ports) > 0 && !slices.Contains(r.Ports, m.port) {
+				v.note(fmt.Sprintf("%s.%s[%d]", at, name, j), "%q can never match, as its port is not among the route's ports", text)
+			}
+		}
+	}
 	for j, text := range r.Hosts {
 		place := fmt.Sprintf("%s.hosts[%d]", at, j)
 		if what := entryProblem(text); what != "" {

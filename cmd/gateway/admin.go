@@ -51,6 +51,7 @@ type admin struct {
 	serving  sync.WaitGroup // one for each socket
 	ready    atomic.Bool    // all listeners are up
 	draining atomic.Bool
+	expired  func() bool // the identity's time is over; nil: that is not looked at
 	loopback atomic.Bool // the socket is reachable from this host only
 }
 
@@ -127,6 +128,8 @@ func (a *admin) readyz(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "draining", http.StatusServiceUnavailable)
 	case !a.ready.Load():
 		http.Error(w, "starting", http.StatusServiceUnavailable)
+	case a.expired != nil && a.expired():
+		http.Error(w, "the identity has expired: no handshake can succeed", http.StatusServiceUnavailable)
 	default:
 		fmt.Fprintln(w, "ready")
 	}

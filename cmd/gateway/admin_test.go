@@ -4,6 +4,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -93,5 +94,16 @@ func TestReadyz(t *testing.T) {
 		if status, body := ask(t, "GET", base+"/readyz", ""); status != s.status || !strings.Contains(body, s.body) {
 			t.Errorf("%s: readyz = %d, %q, want %d, %q", s.name, status, body, s.status, s.body)
 		}
+	}
+}
+
+// TestReadyExpired checks that a gateway whose certificate has expired says that it is not ready, and why.
+func TestReadyExpired(t *testing.T) {
+	a := &admin{expired: func() bool { return true }}
+	a.ready.Store(true)
+	w := httptest.NewRecorder()
+	a.readyz(w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+	if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "expired") {
+		t.Errorf("/readyz = %d %q, want 503 and that the identity has expired", w.Code, w.Body)
 	}
 }

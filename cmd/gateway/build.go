@@ -109,6 +109,7 @@ func (b *parts) serveAdmin() {
 	if b.admin == nil {
 		metrics := newMetrics(b.tunnel.Stats, b.identity, b.budget, b.counts)
 		b.admin = newAdmin(metrics, b.flows, b.log.Logger)
+		b.admin.expired = b.identity.expired
 	}
 	b.admin.serve(b.adminAt, b.log.Logger)
 }

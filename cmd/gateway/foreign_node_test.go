@@ -54,10 +54,12 @@ const same = (got, want) => got.status === 200 && got.ended && got.reset === 0 &
 const serverFirst = (authority, body) => new Promise(done => {
   let n = 0;
   const r = session.request({':method': 'CONNECT', ':authority': authority}, {endStream: false});
+  const before = session.socket.bytesWritten;
+  const sent = () => session.socket.bytesWritten - before >= body.length ? done(n) : setTimeout(sent, 5);
   r.on('data', d => n += d.length);
   r.on('end', () => r.end(body));
   r.on('error', fail);
-  r.on('close', () => done(n));
+  r.on('close', sent); // Node 18 lets go of a stream before its bytes are out
 });
 
 (async () => {

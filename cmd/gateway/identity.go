@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"culvert/pki"
 	"culvert/pki/spiffe"
@@ -38,6 +39,9 @@ func (i *identity) swap(source *pki.Source) *pki.Source {
 	}
 	return old.Source
 }
+
+// expired reports whether the certificate's time is over.
+func (i *identity) expired() bool { return time.Now().After(i.current.Load().Current().NotAfter) }
 
 func (i *identity) self() spiffe.ID { return i.current.Load().ID() }
 

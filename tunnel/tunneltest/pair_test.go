@@ -38,6 +38,11 @@ func TestPair(t *testing.T) {
 	}
 	p.Entry.Close()
 	p.Exit.Close()
+	for _, hop := range []string{"hop=exit", ""} { // the destination, and not the hop, is dst at both
+		if want := "dst=" + tunneltest.ExitAddr + ":80 " + hop; !strings.Contains(p.Log.String(), want) {
+			t.Errorf("no record with %q:\n%s", want, p.Log.String())
+		}
+	}
 	if n := strings.Count(p.Log.String(), "msg=flow"); n != 4 {
 		t.Errorf("%d records, want one of each gateway for each flow:\n%s", n, p.Log.String())
 	}
