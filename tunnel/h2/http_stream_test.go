@@ -174,7 +174,9 @@ func (b *askedBody) Close() error {
 // TestHTTPCancel ends requests early and looks at both ends.
 func TestHTTPCancel(t *testing.T) {
 	seen := make(chan error, 1)
+	begun := make(chan struct{}, 1) // a handler runs; a request that is reset before gets none
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begun <- struct{}{}
 		if r.URL.Path == "/answered" {
 			w.WriteHeader(200)
 			w.(http.Flusher).Flush()
@@ -199,13 +201,17 @@ func TestHTTPCancel(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				<-begun
 				cancel()
 				if _, err := io.ReadAll(resp.Body); !errors.Is(err, context.Canceled) {
 					t.Errorf("%s: body = %v, want context.Canceled", path, err)
 				}
 				resp.Body.Close()
 			} else {
-				time.AfterFunc(20*time.Millisecond, cancel)
+				go func() { // ends with the handler's begin
+					<-begun
+					cancel()
+				}()
 				if _, err := p.client.Do(req); !errors.Is(err, context.Canceled) {
 					t.Errorf("%s = %v, want context.Canceled", path, err)
 				}
