@@ -2,7 +2,6 @@ package h2
 
 import (
 	"encoding/binary"
-	"io"
 	"time"
 )
 
@@ -358,10 +357,7 @@ func (c *Conn) trailers(s *Stream, b *openBlock) error {
 		s.trailer = b.h.Fields
 		s.mu.Unlock()
 	}
-	c.mu.Lock()
-	c.ended(s, false)
-	c.mu.Unlock()
-	s.endReceive(io.EOF)
+	c.receivedEnd(s)
 	return nil
 }
 

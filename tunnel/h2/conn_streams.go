@@ -297,9 +297,7 @@ func (s *Stream) sendHead(h *Header, endStream, hold bool) error {
 		return errors.New("second final response")
 	}
 	if h.Status >= 200 {
-		s.answered = true
-		s.refused = h.Status >= 300
-		s.state = s.state.sendHeaders()
+		s.answer(h)
 	}
 	var flags uint8
 	if endStream {
@@ -311,6 +309,13 @@ func (s *Stream) sendHead(h *Header, endStream, hold bool) error {
 		c.flush()
 	}
 	return nil
+}
+
+// answer notes the head of the final response. Called with c.mu held.
+func (s *Stream) answer(h *Header) {
+	s.answered = true
+	s.refused = h.Status >= 300
+	s.state = s.state.sendHeaders()
 }
 
 // SendTrailers ends the sending side with trailer fields (RFC 9113, section 8.1). It waits for a Write

@@ -19,9 +19,7 @@ func (s *Stream) respondWith(h *Header, p []byte, end bool) (bool, error) {
 	if c.client || s.answered || h.Status < 200 || !s.fits(len(p)) {
 		return false, nil // Respond says what is wrong
 	}
-	s.answered = true
-	s.refused = h.Status >= 300
-	s.state = s.state.sendHeaders()
+	s.answer(h)
 	c.queueHeaders(frameHeaders, 0, s.id, nil, h.each)
 	s.queueData(p, end)
 	c.flush()
