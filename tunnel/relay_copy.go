@@ -17,6 +17,10 @@ const (
 	// nobody takes its bytes any more: closing a socket with unread bytes makes the system reset it, and the
 	// tail that the app has not read yet would be lost.
 	lingerTimeout = 5 * time.Second
+	// lingerBytes bounds what is read so from a destination: one that goes on sending is reset, as it would
+	// be without a gateway between. Else a peer that opens and aborts flows would make us draw from it at
+	// full speed, at no cost to the peer. An app pays for its bytes itself.
+	lingerBytes = 256 << 10
 	// watchHalfClosed is how long a stream may be half-closed before somebody waits for its reset. Most
 	// flows are over before, and cost no goroutine for it.
 	watchHalfClosed = time.Second
@@ -207,8 +211,8 @@ func (d *direction) over(src, dst error) {
 	}
 }
 
-// discard reads what nobody takes, because of lost, until the source ends, or until lingerTimeout after
-// the other direction has ended.
+// discard reads what nobody takes, because of lost, until the source ends, or until lingerTimeout (of a
+// destination also lingerBytes) after the other direction has ended.
 func (d *direction) discard(s *socket, lost error) {
 	d.flow.mu.Lock()
 	d.discarding, d.lost = true, lost
@@ -218,15 +222,26 @@ func (d *direction) discard(s *socket, lost error) {
 	}
 	_ = s.SetReadDeadline(deadline) // a closed socket is not read for long
 	d.flow.mu.Unlock()
+	lingered := 0
 	for r := newReader(s.Conn); ; {
-		buf, _, err := r.read()
+		buf, n, err := r.read()
 		if buf != nil {
 			copyBuffers.Put(buf)
 		}
-		if err != nil {
+		if d == &d.flow.out && d.lingers() {
+			lingered += n
+		}
+		if err != nil || lingered > lingerBytes {
 			return
 		}
 	}
+}
+
+// lingers reports whether the source is read for the sake of a direction that has ended.
+func (d *direction) lingers() bool {
+	d.flow.mu.Lock()
+	defer d.flow.mu.Unlock()
+	return d.other().ended
 }
 
 // watchStream looks after a stream that has ended its side while the other direction still runs: a reset

@@ -12,6 +12,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -118,6 +119,37 @@ func TestTCPReset(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A destination that never stops sending is not drawn from for the sake of an app that has gone: what it
+// gets rid of after that fits into the sockets and windows on the way.
+func TestTCPAppLeavesADownload(t *testing.T) {
+	const onTheWay = 64 << 20
+	p := newTCPPair(t)
+	app, server := p.open(t)
+	app.CloseWrite()
+	io.ReadAll(server)
+	var sent atomic.Int64
+	over := make(chan error, 1)
+	go func() { // ends with the connection
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := server.Write(buf)
+			if sent.Add(int64(n)); err != nil {
+				over <- err
+				return
+			}
+		}
+	}()
+	io.ReadFull(app, make([]byte, 1_000_000))
+	before := sent.Load()
+	app.Close()
+	if err := <-over; !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("the server's writes ended with %v, want a reset", err)
+	}
+	if drawn := sent.Load() - before; drawn > onTheWay {
+		t.Errorf("%d MiB were drawn from the server after the app had gone, want at most %d", drawn>>20, onTheWay>>20)
 	}
 }
 
