@@ -77,7 +77,7 @@ func (l *listener) serveConnect(nc net.Conn, conf *listenerConf) {
 func (l *listener) authenticate(nc net.Conn, conf *listenerConf) (*tls.Conn, spiffe.ID, error) {
 	ctx, cancel := context.WithTimeout(l.g.base, l.g.plan.Load().timeouts.Handshake)
 	defer cancel()
-	tc := tls.Server(nc, l.g.env.ServerTLS(conf.name))
+	tc := tls.Server(h2.NewGate(nc), l.g.env.ServerTLS(conf.name))
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, spiffe.ID{}, fmt.Errorf("TLS handshake: %w", err)
 	}

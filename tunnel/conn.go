@@ -30,8 +30,9 @@ type Conn interface {
 // TLS around it, or an end in memory.
 type socket struct {
 	net.Conn
-	wmu    sync.Mutex // held while writing
-	broken bool       // a write has taken the error of a broken connection; guarded by wmu
+	wmu    sync.Mutex      // held while writing
+	broken bool            // a write has taken the error of a broken connection; guarded by wmu
+	raw    syscall.RawConn // of a TCP connection that was written with tryWrite; guarded by wmu
 }
 
 // NewConn makes a Conn of a connection, such as an accepted TCP connection or one with TLS around it. To
@@ -51,6 +52,67 @@ func (s *socket) Write(p []byte) (int, error) {
 	}
 	s.wmu.Unlock()
 	return n, err
+}
+
+// tryWrite writes what there is room for, where the system can tell, and does not wait.
+func (s *socket) tryWrite(p []byte) (int, error) {
+	if !s.wmu.TryLock() {
+		return 0, nil
+	}
+	defer s.wmu.Unlock()
+	if s.raw == nil {
+		tc, ok := s.Conn.(*net.TCPConn)
+		if !ok {
+			return 0, nil
+		}
+		raw, err := tc.SyscallConn()
+		if err != nil {
+			return 0, err
+		}
+		s.raw = raw
+	}
+	t := tries.Get().(*try)
+	n, err := t.write(s.raw, p)
+	tries.Put(t)
+	if err != nil && swallowed(err) {
+		s.broken = true
+	}
+	return n, err
+}
+
+// try is a write that does not wait. It is pooled, as its function would have to be made for every write.
+type try struct {
+	p   []byte
+	n   int
+	err error
+	do  func(fd uintptr) bool
+}
+
+// tries holds *try.
+var tries = sync.Pool{New: func() any {
+	t := &try{}
+	t.do = func(fd uintptr) bool {
+		for {
+			t.n, t.err = syscall.Write(int(fd), t.p)
+			if !errors.Is(t.err, syscall.EINTR) {
+				return true
+			}
+		}
+	}
+	return t
+}}
+
+func (t *try) write(raw syscall.RawConn, p []byte) (int, error) {
+	t.p = p
+	err := raw.Write(t.do)
+	t.p = nil
+	switch {
+	case err != nil:
+		return 0, err // closed, or the deadline has passed
+	case errors.Is(t.err, syscall.EAGAIN):
+		return 0, nil
+	}
+	return max(t.n, 0), t.err
 }
 
 // CloseWrite ends the writing direction. A connection that cannot do that is left as it is: Close will

@@ -42,6 +42,17 @@ func (d *direction) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// TryWrite passes on what the destination takes without waiting.
+func (d *direction) TryWrite(p []byte) (int, error) {
+	s, ok := d.dst.(*socket)
+	if !ok {
+		return 0, nil
+	}
+	n, err := s.tryWrite(p)
+	d.bytes.add(int64(n))
+	return n, err
+}
+
 // Interrupt ends a Write under way, when the source was reset while the destination takes nothing: the
 // reset must not wait for it.
 func (d *direction) Interrupt() {

@@ -45,7 +45,7 @@ type h2Transport struct {
 // handshake, until ctx ends, and owns nc. Identity is proven by conf, whose verification must leave no
 // peer without a SPIFFE ID.
 func newH2Transport(ctx context.Context, nc net.Conn, hop *Hop, conf *tls.Config, cfg *h2.Config, st *stats) (*h2Transport, error) {
-	tc := tls.Client(nc, conf)
+	tc := tls.Client(h2.NewGate(nc), conf)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		_ = nc.Close()
 		return nil, handshakeError(hop.Name, err)

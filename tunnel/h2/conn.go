@@ -17,6 +17,7 @@ import (
 type Conn struct {
 	// immutable after newConn
 	nc       net.Conn
+	gate     *Gate // below nc; nil: nc can only be read and written
 	cfg      *Config
 	client   bool
 	log      *slog.Logger
@@ -126,6 +127,7 @@ func newConn(nc net.Conn, cfg *Config, client bool) (*Conn, error) {
 	}
 	c := &Conn{
 		nc:         nc,
+		gate:       gateOf(nc),
 		cfg:        cfg.withDefaults(),
 		client:     client,
 		readDone:   make(chan struct{}),

@@ -54,7 +54,7 @@ func (c *Conn) readLoop() {
 	in := &c.in
 	for {
 		in.makeRoom()
-		n, err := c.nc.Read(in.buf.b[in.w:])
+		n, err := in.read(in.buf.b[in.w:])
 		if n > 0 {
 			in.meters.now = time.Now()
 			c.lastRead.Store(in.meters.now.UnixNano())
@@ -79,6 +79,18 @@ func (c *Conn) readLoop() {
 	}
 }
 
+// read reads what is there, and waits only for the first of it: what has arrived together is passed on
+// together.
+func (in *inbound) read(p []byte) (int, error) {
+	c := in.c
+	n, err := c.nc.Read(p)
+	if c.gate == nil || err != nil || n == len(p) {
+		return n, err
+	}
+	more, err := c.gate.readOn(c.nc.Read, p[n:])
+	return n + more, err
+}
+
 // endOfInput writes what parsing has queued and reports whether to read on.
 func (c *Conn) endOfInput() bool {
 	if b := c.cfg.Budget; b.Full() {
@@ -88,6 +100,9 @@ func (c *Conn) endOfInput() bool {
 	defer c.mu.Unlock()
 	if len(c.ctrl) > c.cfg.MaxQueuedBytes {
 		c.failLocked(connError(EnhanceYourCalm, "too many answers wait to be read"))
+	}
+	if !c.busy && c.err == nil && len(c.ctrl) > 0 && len(c.ctrl) <= maxAnswerBytes && c.gate != nil && c.gate.roomy() {
+		c.writeAnswers()
 	}
 	c.kick()
 	return c.err == nil
@@ -103,27 +118,37 @@ func (c *Conn) offence() *ConnError {
 	return nil
 }
 
-// quietReads is after how many small reads a large buffer is exchanged for a small one.
-const quietReads = 4
+const (
+	// quietReads is after how many small reads a large buffer is exchanged for a small one.
+	quietReads = 4
+	// recordBytes is the greatest payload of a TLS record (RFC 8446, section 5.1).
+	recordBytes = 16 << 10
+)
 
-// makeRoom provides a buffer with room to read into. Bytes that are not parsed, always few, move along.
+// makeRoom provides a buffer with room to read into: a large one after a read that has filled a buffer, a
+// small one where little comes. Bytes that are not parsed, always few, move along.
 func (in *inbound) makeRoom() {
-	if in.r == in.w && in.buf.alone() {
-		if in.w < smallBuffer/2 {
-			in.quiet++
-		} else {
-			in.quiet = 0
+	size := len(in.buf.b)
+	room := size - in.w
+	switch {
+	case room == 0:
+		in.quiet, size = 0, largeBuffer
+	case in.w-in.r > 0:
+	case in.w >= smallBuffer/2:
+		in.quiet = 0
+	default:
+		if in.quiet++; in.quiet >= quietReads {
+			size = smallBuffer
 		}
+	}
+	switch {
+	case in.r == in.w && in.buf.alone():
 		in.r, in.w = 0, 0
-		if len(in.buf.b) == smallBuffer || in.quiet < quietReads {
+		if size == len(in.buf.b) {
 			return
 		}
-	} else if in.w < len(in.buf.b) {
-		return
-	}
-	size := largeBuffer
-	if in.quiet >= quietReads {
-		size = smallBuffer
+	case room >= min(recordBytes, len(in.buf.b)/2):
+		return // a whole record fits behind what is there
 	}
 	old := in.buf
 	in.buf = getBuffer(size, in.c.cfg.Budget)

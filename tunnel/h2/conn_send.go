@@ -19,21 +19,40 @@ func (c *Conn) writeRounds(own *Stream, rounds int) {
 				break
 			}
 		}
-		if !c.gather(&b) {
-			break
-		}
-		c.writeSince = time.Now()
-		c.mu.Unlock()
-		err := c.writeBatch(&b)
-		c.mu.Lock()
-		c.writeSince = time.Time{}
-		c.settle(&b)
-		if err != nil {
-			c.failLocked(&ConnError{Code: InternalError, By: Network, Reason: "write", Err: err})
-			c.ctrl = c.ctrl[:0]
+		if !c.gather(&b) || !c.writeGathered(&b) {
 			break
 		}
 	}
+	c.leaveRole()
+}
+
+// writeAnswers writes queued control frames from readLoop, which must not wait: the write role is free and
+// the socket has room. Called and returns with mu held.
+func (c *Conn) writeAnswers() {
+	c.busy = true
+	var b batch
+	c.gatherControl(&b)
+	c.writeGathered(&b)
+	c.leaveRole()
+}
+
+// writeGathered writes a batch and reports whether that went well; else the connection has failed.
+func (c *Conn) writeGathered(b *batch) bool {
+	c.writeSince = time.Now()
+	c.mu.Unlock()
+	err := c.writeBatch(b)
+	c.mu.Lock()
+	c.writeSince = time.Time{}
+	c.settle(b)
+	if err != nil {
+		c.failLocked(&ConnError{Code: InternalError, By: Network, Reason: "write", Err: err})
+		c.ctrl = c.ctrl[:0]
+	}
+	return err == nil
+}
+
+// leaveRole gives the write role up, and to whom has something to write. Called with mu held.
+func (c *Conn) leaveRole() {
 	c.busy = false
 	if len(c.ctrl) == 0 && c.ring.empty() {
 		c.trim()
@@ -47,17 +66,34 @@ func (c *Conn) writeRounds(own *Stream, rounds int) {
 
 func (c *Conn) writeBatch(b *batch) error {
 	if len(b.buf) > 0 {
-		if _, err := c.nc.Write(b.buf); err != nil {
+		if err := c.writeRecords(b.buf, b.frame != nil); err != nil {
 			return err
 		}
 	}
 	if b.frame != nil {
-		if _, err := c.nc.Write(b.frame); err != nil {
-			return err
-		}
+		return c.writeRecords(b.frame, false)
 	}
 	return nil
 }
+
+// writeRecords writes p in pieces that are a TLS record each. more tells that another call follows.
+func (c *Conn) writeRecords(p []byte, more bool) error {
+	for len(p) > 0 {
+		n := len(p)
+		if c.gate != nil {
+			n = min(n, recordBytes)
+			c.gate.more = more || n < len(p)
+		}
+		if _, err := c.nc.Write(p[:n]); err != nil {
+			return err
+		}
+		p = p[n:]
+	}
+	return nil
+}
+
+// maxAnswerBytes bounds what readLoop writes by itself.
+const maxAnswerBytes = 2 << 10
 
 // passRole wakes whoever should write next. The role is free until that goroutine runs; another that
 // comes earlier may take it, and serves the same ring in the same order.
@@ -147,6 +183,15 @@ func (c *Conn) grant(s *Stream, n uint32) {
 	}
 	c.ctrl = appendWindowUpdate(c.ctrl, id, n)
 	c.flush()
+}
+
+// queueGrant is grant for readLoop, which writes nothing before it has parsed what it has read.
+func (c *Conn) queueGrant(s *Stream, n uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil && s.state.canReceive() {
+		c.ctrl = appendWindowUpdate(c.ctrl, s.id, n)
+	}
 }
 
 // writeStall bounds how long a failing connection tries to get its GOAWAY out.

@@ -91,9 +91,7 @@ type batch struct {
 // gather takes control frames and then one quantum of each stream in turn, until the batch is full.
 // It reports whether there is anything to write. Called with mu held by the holder of the write role.
 func (c *Conn) gather(b *batch) bool {
-	b.buf, b.ctrl, b.frame, b.n = c.ctrl, c.ctrl, nil, 0
-	c.ctrl, c.answers = c.spare[:0], 0
-	c.spare = nil
+	c.gatherControl(b)
 	for s := c.ring.head; s != nil && b.n < len(b.sent) && b.frame == nil; s = c.ring.head {
 		if c.sendWindow.window <= 0 {
 			break
@@ -109,6 +107,14 @@ func (c *Conn) gather(b *batch) bool {
 		c.takeFrame(b, s, n, direct)
 	}
 	return len(b.buf) > 0 || b.frame != nil
+}
+
+// gatherControl begins a batch with the control frames that are queued. Called with mu held by the holder
+// of the write role.
+func (c *Conn) gatherControl(b *batch) {
+	b.buf, b.ctrl, b.frame, b.n = c.ctrl, c.ctrl, nil, 0
+	c.ctrl, c.answers = c.spare[:0], 0
+	c.spare = nil
 }
 
 // nextFrameLen is how much of the stream's payload its next frame carries.

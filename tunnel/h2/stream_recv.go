@@ -176,19 +176,46 @@ func (s *Stream) consumed(n int) (grant uint32) {
 // growWithin is in how many round trips a stream must use half of its window to get a larger one.
 const growWithin = 4
 
-// receive takes a piece of DATA. Called by readLoop.
+// receive takes a piece of DATA: to a pipe's sink, where that takes it at once, else to the queue. Called by
+// readLoop.
 func (s *Stream) receive(buf *buffer, off, end int) {
 	s.mu.Lock()
-	if s.rclosed || s.rerr != nil {
-		s.mu.Unlock()
-		return
+	var grant uint32
+	if p := s.pipe; p != nil && p.at != nil && !p.running && s.queue.empty() {
+		n := s.pipeAtOnce(p, buf.b[off:end])
+		off += n
+		grant = s.consumed(n)
 	}
-	if s.queue.empty() {
-		s.stalledAt = s.c.lastRead.Load()
+	if off < end && !s.rclosed && s.rerr == nil {
+		if s.queue.empty() {
+			s.stalledAt = s.c.lastRead.Load()
+		}
+		s.queue.add(buf, off, end, s.c.cfg.Budget)
+		s.wakeReader()
 	}
-	s.queue.add(buf, off, end, s.c.cfg.Budget)
-	s.wakeReader()
 	s.mu.Unlock()
+	if grant > 0 {
+		s.c.queueGrant(s, grant)
+	}
+}
+
+// pipeAtOnce gives b to the sink of an idle pipe and returns how much it took. Called with mu held, which is
+// free meanwhile.
+func (s *Stream) pipeAtOnce(p *pipe, b []byte) int {
+	if s.rclosed || s.rerr != nil {
+		return 0
+	}
+	p.running = true
+	s.mu.Unlock()
+	n, err := p.at.TryWrite(b)
+	s.mu.Lock()
+	p.n += int64(n)
+	p.err = err
+	p.running = false
+	if err != nil || s.rclosed || s.rerr != nil {
+		s.wakeReader() // who has changed that found the pipe running; done is not called from here
+	}
+	return n
 }
 
 // wakeReader tells whoever reads. Called with mu held.
@@ -299,23 +326,34 @@ func (e *SinkError) Unwrap() error { return e.Err }
 // pipe is where received bytes go by themselves. Guarded by Stream.mu, except dst and done.
 type pipe struct {
 	dst     io.Writer
+	at      TryWriter // dst, where it is one
 	done    func(n int64, err error)
 	n       int64
-	running bool // pipeLoop runs, or done was called
-	over    bool // done is called
+	err     error // of TryWrite
+	running bool  // pipeLoop runs, or done was called
+	over    bool  // done is called
 }
 
 // Pipe writes received bytes to dst from a goroutine that exists only while there are bytes, so an idle
 // stream costs none. done is called once, without locks: with nil after the peer's END_STREAM and the
 // last byte, else with why the stream ended, or with a *SinkError. After Pipe the stream must not be
-// read otherwise. Pipe returns at once.
+// read otherwise. Where dst is a TryWriter, what it takes without waiting is written by the reader of the
+// connection, and only the rest by that goroutine. Pipe returns at once.
 func (s *Stream) Pipe(dst io.Writer, done func(n int64, err error)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pipe = &pipe{dst: dst, done: done}
+	s.pipe.at, _ = dst.(TryWriter)
 	if !s.queue.empty() || s.eof || s.rerr != nil || s.rclosed {
 		s.wakeReader()
 	}
+}
+
+// TryWriter is a destination of Stream.Pipe that can take bytes without waiting.
+type TryWriter interface {
+	// TryWrite writes what there is room for, maybe nothing, and returns how much that was. It must not
+	// block. An error ends the pipe, as one of Write does.
+	TryWrite(p []byte) (n int, err error)
 }
 
 // Interrupter is a destination of Stream.Pipe whose Write can be ended from outside.
@@ -350,15 +388,17 @@ func (s *Stream) interruptPipe() {
 func (s *Stream) pipeLoop(p *pipe) {
 	for {
 		s.mu.Lock()
-		if s.queue.empty() || s.rclosed {
+		if s.queue.empty() || s.rclosed || p.err != nil {
 			var err error
 			switch {
+			case p.err != nil && s.rerr == nil:
+				err = &SinkError{p.err}
 			case s.rclosed:
 				err = net.ErrClosed
 			case !s.eof:
 				err = s.rerr
 			}
-			ended := s.rclosed || s.eof || s.rerr != nil
+			ended := s.rclosed || s.eof || s.rerr != nil || p.err != nil
 			p.running, p.over = ended, ended
 			s.mu.Unlock()
 			if ended {
