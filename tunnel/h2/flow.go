@@ -63,6 +63,7 @@ const (
 	bdpMinPause = 10 * time.Millisecond  // between two samples that brought growth
 	bdpMaxPause = 500 * time.Millisecond // and between two that did not
 	bdpProgress = 1.1                    // bandwidth that counts as more
+	bdpUnproven = 1 << 20                // up to here windows grow without it: bursts need more than the mean
 )
 
 // received counts n bytes and reports whether a PING should start a sample.
@@ -90,7 +91,7 @@ func (b *bdp) finish(now time.Time) (grew bool) {
 		rtt = time.Microsecond
 	}
 	bandwidth := float64(b.sample) / rtt.Seconds()
-	if b.sample*3 >= b.estimate*2 && bandwidth > b.best*bdpProgress {
+	if b.sample*3 >= b.estimate*2 && (b.estimate < bdpUnproven || bandwidth > b.best*bdpProgress) {
 		b.estimate = max(b.estimate, bdpGain*b.sample)
 		grew = true
 	}
