@@ -193,7 +193,7 @@ func TestEgress(t *testing.T) {
 		{"metadata, the route names everything", []tunnel.RouteConfig{{Destinations: []string{"0.0.0.0/0"}}}, nil, nil, "169.254.169.254:80", tunnel.CauseProhibited},
 		{"mail", []tunnel.RouteConfig{{}}, nil, nil, "198.41.0.4:25", tunnel.CauseProhibited},
 		{"mail, the route names it", []tunnel.RouteConfig{{Destinations: []string{"198.41.0.4:25"}}}, nil, nil, "198.41.0.4:25", tunnel.CauseNone},
-		{"no route", []tunnel.RouteConfig{{Hosts: []string{"a.example"}}}, nil, nil, "198.41.0.4:80", tunnel.CauseDenied},
+		{"no route", []tunnel.RouteConfig{{Hosts: []string{"a.example"}}}, nil, nil, "198.41.0.4:80", tunnel.CauseNoRoute},
 		{"name", []tunnel.RouteConfig{{}}, nil, answers{"a.example": {"198.41.0.4"}}, "a.example:80", tunnel.CauseNone},
 		{"name without addresses", []tunnel.RouteConfig{{}}, nil, answers{"a.example": {}}, "a.example:80", tunnel.CauseDNS},
 		{"unknown name", []tunnel.RouteConfig{{}}, nil, nil, "a.example:80", tunnel.CauseDNS},
@@ -276,7 +276,7 @@ func TestMeshPortOpenedByRoute(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantEcho(t, c, "x")
-	if err := p.Refusal(testContext(t), "10.0.0.5:15006"); tunnel.CauseOf(err) != tunnel.CauseUnavailable {
+	if err := p.Refusal(testContext(t), "10.0.0.5:15006"); tunnel.CauseOf(err) != tunnel.CauseOwnPort {
 		t.Errorf("dial = %v, want the port of the mesh to be refused", err)
 	}
 }

@@ -47,6 +47,26 @@ func (p *ProxyStatus) describe() string {
 	return b.String()
 }
 
+// cause is the cause that p and the status of the answer it came with stand for, CauseNone if they fit none.
+// Several share an error type (RFC 9209, section 2.3); which of them it is, a gateway of ours tells by its
+// details. All of it is a peer's word, so only what a gateway may say of a CONNECT is taken from it.
+func (p *ProxyStatus) cause(status int) Cause {
+	found := CauseNone
+	for c := range numCauses {
+		v := &verdicts[c]
+		if !c.ofHop() || v.proxy != p.Error || v.status/100 != status/100 {
+			continue
+		}
+		if v.public == p.Details {
+			return c
+		}
+		if found == CauseNone {
+			found = c
+		}
+	}
+	return found
+}
+
 // proxyStatus returns the Proxy-Status of an answer that err caused, as the gateway called name gives
 // it. RFC 9209, section 2: the member of the intermediary closest to the origin comes first, and each
 // appends itself. Nothing of err but its cause, policy and rule is told.

@@ -48,7 +48,7 @@ func (g *Gateway) record(f *Flow, err error) {
 	if log := g.env.Log; log.Enabled(context.Background(), slog.LevelInfo) {
 		attrs := make([]slog.Attr, 0, 16)
 		attrs = append(attrs, slog.String("flow", f.name()), slog.String("listener", f.Listener), slog.String("way", f.Way))
-		attrs = f.describe(attrs, ruleOf(err))
+		attrs = f.describe(attrs, err)
 		if err != nil {
 			attrs = append(attrs, slog.String("reason", cause.String()), slog.String("err", err.Error()))
 		}
@@ -62,18 +62,22 @@ func (g *Gateway) record(f *Flow, err error) {
 	g.flowEnded()
 }
 
-// ruleOf returns the rule that an error names, "" if it names none.
-func ruleOf(err error) string {
+// refusal returns the gateway whose no err is, "" for this one, and the rule that it names.
+func refusal(err error) (by, rule string) {
 	var own *Error
-	if errors.As(err, &own) {
-		return own.Rule
+	var refused *RefusedError
+	switch {
+	case errors.As(err, &own): // first, as in CauseOf
+		return "", own.Rule
+	case errors.As(err, &refused):
+		return refused.refuser()
 	}
-	return ""
+	return "", ""
 }
 
-// describe appends who the flow is of and where it goes; what is not known is left out. refusedBy is the
-// rule that has refused it, "" for the one that let it pass.
-func (f *Flow) describe(attrs []slog.Attr, refusedBy string) []slog.Attr {
+// describe appends who the flow is of and where it goes; what is not known is left out. The rule is the one
+// that refused it for err, here or, then "by" says where, at another gateway, else the one that let it pass.
+func (f *Flow) describe(attrs []slog.Attr, err error) []slog.Attr {
 	add := func(key, value string) {
 		if value != "" {
 			attrs = append(attrs, slog.String(key, value))
@@ -94,7 +98,12 @@ func (f *Flow) describe(attrs []slog.Attr, refusedBy string) []slog.Attr {
 	if f.via != nil {
 		add("hop", f.via.leadsTo())
 	}
-	add("rule", cmp.Or(refusedBy, f.rule))
+	by, rule := refusal(err)
+	add("by", by)
+	if by == "" {
+		rule = cmp.Or(rule, f.rule)
+	}
+	add("rule", rule)
 	return attrs
 }
 

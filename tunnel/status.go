@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,8 +19,8 @@ import (
 // and what the table below turns into an answer.
 type Cause uint8
 
-// The causes. CauseNone is a flow that ended well. Where a hop's answer fits several, the first of them is
-// taken (RefusedError).
+// The causes. CauseNone is a flow that ended well. Where a hop's answer fits several and its words tell no
+// more, the first of them is taken (ProxyStatus.cause).
 const (
 	CauseNone             Cause = iota
 	CauseInternal               // a fault of this gateway
@@ -108,6 +109,12 @@ func (c Cause) String() string {
 	return fmt.Sprintf("cause %d", uint8(c))
 }
 
+// ofHop reports whether a hop may give c for its no to a CONNECT. What comes after an answer, or concerns
+// only this gateway's own end of a flow, it may not: a record would blame the application for it.
+func (c Cause) ofHop() bool {
+	return c != CauseNone && c != CauseNotConnect && c <= CauseDraining
+}
+
 // Error is why this gateway refused or ended a flow.
 type Error struct {
 	Cause Cause
@@ -162,13 +169,11 @@ func (e *RefusedError) Error() string {
 	return b.String()
 }
 
-// cause is what the farthest hop that gave a reason says, else what the status says.
+// cause is what the farthest gateway that gave a reason says, else what the status says.
 func (e *RefusedError) cause() Cause {
-	for _, s := range e.Statuses {
-		for c := range numCauses {
-			if s.Error != "" && verdicts[c].proxy == s.Error && verdicts[c].status/100 == e.Status/100 {
-				return c
-			}
+	for i := range e.Statuses {
+		if c := e.Statuses[i].cause(e.Status); c != CauseNone {
+			return c
 		}
 	}
 	switch e.Status {
@@ -180,6 +185,17 @@ func (e *RefusedError) cause() Cause {
 		return CauseUnavailable
 	}
 	return CauseHopProtocol
+}
+
+// refuser returns the name of the gateway that refused, which is the farthest that gave a reason, and the
+// rule that it names. Of one that does not say who it is the name is that of the hop that answered.
+func (e *RefusedError) refuser() (name, rule string) {
+	for i := range e.Statuses {
+		if s := &e.Statuses[i]; s.Error != "" {
+			return cmp.Or(s.Name, e.Hop), s.Rule
+		}
+	}
+	return e.Hop, ""
 }
 
 // CauseOf returns why err refused or ended a flow; CauseNone for nil. Errors of the network, of the

@@ -73,6 +73,12 @@ func TestCauseOf(t *testing.T) {
 		{"hop says 503", &RefusedError{Status: 503}, CauseUnavailable},
 		{"hop says 204", &RefusedError{Status: 204}, CauseHopProtocol},
 		{"hop says why", &RefusedError{Status: 503, Statuses: []ProxyStatus{{Error: "connection_refused"}, {ReceivedStatus: 503}}}, CauseRefused},
+		{"hop says why in details", &RefusedError{Status: 401, Statuses: []ProxyStatus{{Error: "http_request_denied", Details: "no route to the destination"}}}, CauseNoRoute},
+		{"hop's details are not ours", &RefusedError{Status: 401, Statuses: []ProxyStatus{{Error: "http_request_denied", Details: "rbac"}}}, CauseDenied},
+		{"hop's details are of another type", &RefusedError{Status: 503, Statuses: []ProxyStatus{{Error: "dns_error", Details: "connection refused"}}}, CauseDNS},
+		{"hop's details without a type", &RefusedError{Status: 503, Statuses: []ProxyStatus{{Details: "connection refused"}}}, CauseUnavailable},
+		{"hop says no to CONNECT itself", &RefusedError{Status: 400, Statuses: []ProxyStatus{{Error: "http_request_error", Details: "only CONNECT is served here"}}}, CauseMalformed},
+		{"hop says that our app went away", &RefusedError{Status: 503, Statuses: []ProxyStatus{{Error: "connection_terminated", Details: "request withdrawn"}}}, CauseUnavailable},
 		{"hop's reason does not fit its status", &RefusedError{Status: 401, Statuses: []ProxyStatus{{Error: "connection_refused"}}}, CauseDenied},
 		{"hop gives a reason that nobody knows", &RefusedError{Status: 503, Statuses: []ProxyStatus{{Error: "sunspots"}}}, CauseUnavailable},
 	} {
@@ -84,6 +90,21 @@ func TestCauseOf(t *testing.T) {
 	}
 	if got := verdicts[CauseRefused].refusal; got != capture.ConnectionRefused {
 		t.Errorf("an app hears %v of a refused connection, want %v", got, capture.ConnectionRefused)
+	}
+}
+
+// What one gateway says of its no is what the next one records, word for word; it takes no word that a
+// gateway cannot have for its no.
+func TestCauseIsNotRenamedByAnotherGateway(t *testing.T) {
+	for c := range numCauses {
+		said := proxyStatus("exit", &Error{Cause: c})
+		heard := (&RefusedError{Status: verdicts[c].status, Statuses: parseProxyStatus([]string{said})}).cause()
+		if c.ofHop() && heard != c {
+			t.Errorf("a hop says %s, which is heard as %v, want %v", said, heard, c)
+		}
+		if !c.ofHop() && (heard == c || !heard.ofHop()) {
+			t.Errorf("a hop says %s, which is heard as %v, want another cause, one of a hop", said, heard)
+		}
 	}
 }
 
