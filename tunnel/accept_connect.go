@@ -140,6 +140,7 @@ func (s *serverConn) newFlow(head *h2.Header, conf *listenerConf) *Flow {
 	}
 	r.believe(s.trusted())
 	f := &Flow{Listener: conf.name, Way: WayConnect, Source: s.source, Peer: s.peer, Request: r, Ended: s.streamEnded}
+	f.trace = traceOf(head.Get(fieldTraceparent)) // to be shown, so whether it is believed does not matter
 	if head.Method != http.MethodConnect || head.Protocol != "" {
 		r.Fault = &Error{Cause: CauseNotConnect, Reason: "the request is " + head.Method}
 	} else {

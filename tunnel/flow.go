@@ -34,10 +34,11 @@ type Flow struct {
 	id      uint64
 	started time.Time
 	plan    *plan
-	via     *route // the route that took the flow
-	named   bool   // by naming its destination
-	local   bool   // the destination is this host's own
-	rule    string // what let it pass, or refused it
+	via     *route  // the route that took the flow
+	named   bool    // by naming its destination
+	local   bool    // the destination is this host's own
+	rule    string  // what let it pass, or refused it
+	trace   traceID // of the request that it came with or, guarded by mu as that is set late, that it went on with
 
 	in, out direction    // towards the destination, and back
 	left    atomic.Int32 // directions that have not ended
@@ -117,6 +118,16 @@ func (f *Flow) stand(accepted, opened Conn) bool {
 	accepted.Reset(why)
 	opened.Reset(why)
 	return false
+}
+
+// traced notes the trace in which the flow goes on. What its peer has sent it with is kept: by that the peer's
+// record has it, and a trace that is not believed ends here.
+func (f *Flow) traced(id traceID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.trace == (traceID{}) {
+		f.trace = id
+	}
 }
 
 // stands reports whether the flow was answered with yes.

@@ -106,6 +106,25 @@ func validTraceparent(s string) bool {
 	return strings.Trim(s[3:parentIDAt-1], "0") != "" && strings.Trim(s[parentIDAt:flagsAt-1], "0") != ""
 }
 
+// traceID is the id of a trace, which all that belongs together has in common; zero: none.
+type traceID [16]byte
+
+// traceOf returns the trace id of a traceparent, zero if that is not valid.
+func traceOf(traceparent string) (id traceID) {
+	if validTraceparent(traceparent) {
+		_, _ = hex.Decode(id[:], []byte(traceparent[3:parentIDAt-1])) // it is valid
+	}
+	return id
+}
+
+// String returns the id in hex, "" for none.
+func (id traceID) String() string {
+	if id == (traceID{}) {
+		return ""
+	}
+	return hex.EncodeToString(id[:])
+}
+
 // nextTraceparent continues a trace with an id of our own, or begins one that is not sampled. The ids
 // have to be distinct and not secret, so they come from the fast generator.
 func nextTraceparent(parent string) string {

@@ -77,3 +77,18 @@ func TestForwardedAndVia(t *testing.T) {
 		t.Errorf("countHops = %d, want 4", got)
 	}
 }
+
+func TestTraceOf(t *testing.T) {
+	const id = "0af7651916cd43dd8448eb211c80319c"
+	for _, tt := range []struct{ name, in, want string }{
+		{"valid", "00-" + id + "-b7ad6b7169203331-01", id},
+		{"none", "", ""},
+		{"text where hex should be", "00-" + strings.Repeat("\"\n=[", 8) + "-b7ad6b7169203331-01", ""},
+		{"zeros", "00-" + strings.Repeat("0", 32) + "-b7ad6b7169203331-01", ""},
+		{"longer", "00-" + id + "-b7ad6b7169203331-01-x", ""},
+	} {
+		if got := traceOf(tt.in).String(); got != tt.want {
+			t.Errorf("%s: traceOf(%q) = %q, want %q", tt.name, tt.in, got, tt.want)
+		}
+	}
+}

@@ -27,6 +27,7 @@ func (g *Gateway) request(f *Flow) *ConnectRequest {
 	}
 	req.Forwarded = appendForwarded(f.Request.Forwarded, f.Source, f.Target)
 	req.Traceparent = nextTraceparent(f.Request.Traceparent)
+	f.traced(traceOf(req.Traceparent))
 	if f.Way == WayConnect {
 		req.Hops = f.Request.Hops + 1
 	}

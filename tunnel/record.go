@@ -83,6 +83,7 @@ func (f *Flow) describe(attrs []slog.Attr, err error) []slog.Attr {
 			attrs = append(attrs, slog.String(key, value))
 		}
 	}
+	add("trace", f.trace.String())
 	if f.Source.IsValid() {
 		add("src", f.Source.String())
 	}
@@ -129,6 +130,7 @@ type FlowInfo struct {
 	Target   string    `json:"target"`
 	Hop      string    `json:"hop,omitempty"`
 	Rule     string    `json:"rule,omitempty"`
+	Trace    string    `json:"trace,omitempty"`
 	Stands   bool      `json:"stands"`
 	BytesIn  int64     `json:"bytes_in"`
 	BytesOut int64     `json:"bytes_out"`
@@ -159,6 +161,7 @@ func (f *Flow) info() FlowInfo {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	i.Trace = f.trace.String()
 	if i.Stands = f.in.dst != nil; i.Stands { // not stands, as mu is held
 		i.Hop, i.Rule = f.via.leadsTo(), f.rule
 	}
