@@ -2,19 +2,32 @@ package tunnel
 
 import (
 	"context"
+	"errors"
 	"sync"
 )
 
 // errDraining refuses flows while the gateway stops.
 var errDraining = &Error{Cause: CauseDraining, Reason: "the gateway is stopping"}
 
-// errCutByDrain is why flows end that outlive a drain.
-var errCutByDrain = &Error{Cause: CauseCut, Reason: "the time for draining is over"}
+// errCutByClose is why flows end that live when the gateway is closed.
+var errCutByClose = &Error{Cause: CauseCut, Reason: "the gateway was closed"}
+
+// cutByDrain is why flows end that outlive a drain: its time is over, or somebody has ended it before.
+func cutByDrain(ctx context.Context) error {
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, context.DeadlineExceeded):
+		return &Error{Cause: CauseCut, Reason: "the time for draining is over"}
+	case errors.Is(cause, context.Canceled):
+		return &Error{Cause: CauseCut, Reason: "the drain was ended before its time"}
+	default:
+		return &Error{Cause: CauseCut, Err: cause}
+	}
+}
 
 // Drain takes no new flows, waits for those that live until ctx ends, and cuts the rest: their ends are
 // reset, so that nobody takes them for complete. It closes the listeners; connections of peers get
 // GOAWAY, and flows that they still ask for are refused with 503. Then it closes the gateway. It returns
-// nil if no flow had to be cut, else ctx's error. Called again while it runs, it makes the first call end at
+// nil if no flow had to be cut, else ctx's error; the cause of ctx is in the records of those. Called again while it runs, it makes the first call end at
 // once.
 func (g *Gateway) Drain(ctx context.Context) error {
 	g.mu.Lock()
@@ -58,7 +71,7 @@ func (g *Gateway) Drain(ctx context.Context) error {
 	}
 	if err != nil {
 		cancel()
-		g.cutAll(errCutByDrain)
+		g.cutAll(cutByDrain(ctx))
 		<-idle
 	}
 	g.pool.drain(ctx)
@@ -88,7 +101,7 @@ func (g *Gateway) Close() {
 	g.mu.Unlock()
 	g.flowEnded() // there may be none
 	g.end()
-	g.cutAll(errCutByDrain)
+	g.cutAll(errCutByClose)
 	for _, s := range servers {
 		s.close()
 	}

@@ -143,7 +143,9 @@ func (m *manager) drain(why string, alive <-chan time.Time) error {
 	}
 	grace := m.cfg.drain()
 	m.log.Info("draining", "reason", why, "flows", m.tunnel.Stats().Active, "grace", grace)
-	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	ctx, end := context.WithCancelCause(context.Background())
+	defer end(nil)
+	ctx, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
 	done := make(chan error, 1)
 	// Ends with the last flow, with ctx, or with the process after a second signal; waited for below.
@@ -161,20 +163,20 @@ func (m *manager) drain(why string, alive <-chan time.Time) error {
 			if s == syscall.SIGHUP {
 				continue
 			}
-			cancel()
-			return m.force(s, done)
+			left := m.tunnel.Stats().Active
+			end(errForced)
+			return forced(s, left, done)
 		case <-alive:
 			m.notify.alive()
 		}
 	}
 }
 
-// errForced is why a gateway ends that was told twice.
+// errForced is why a gateway ends that was told twice, and its flows with it.
 var errForced = errors.New("ended at once by a second signal")
 
-// force ends at once: what is left is cut, and not waited for long.
-func (m *manager) force(s os.Signal, done <-chan error) error {
-	left := m.tunnel.Stats().Active
+// forced waits, not for long, for what was cut by a second signal.
+func forced(s os.Signal, left int64, done <-chan error) error {
 	select {
 	case <-done:
 	case <-time.After(forcedEnd):

@@ -189,6 +189,9 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	if !strings.Contains(entry.stderr.String(), "ended at once by a second signal (interrupt); 1 flows were cut") {
 		t.Errorf("it does not say why it ended:\n%s", entry.stderr.String())
 	}
+	if log := entry.stderr.String(); !strings.Contains(log, `reason=cut err="cut: ended at once by a second signal"`) || strings.Contains(log, "time for draining") {
+		t.Errorf("the record of the flow does not say that a second signal has cut it:\n%s", log)
+	}
 }
 
 func TestDrainDeadlineCutsFlows(t *testing.T) {
