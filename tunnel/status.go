@@ -40,10 +40,10 @@ const (
 	CauseUnroutable             // there is no way to the destination's network
 	CauseUnavailable            // the destination or a hop cannot be had
 	CauseOwnPort                // a port of the mesh itself
-	CauseHopTLS                 // TLS with a hop failed
+	CauseHopTLS                 // TLS with a hop failed, for none of the next three reasons
 	CauseHopIdentity            // a hop is not who it should be
 	CauseHopAlert               // a hop refused this gateway in TLS
-	CauseHopProtocol            // a hop answered something else than HBONE
+	CauseHopProtocol            // a hop answered something else than HBONE, or than TLS
 	CauseFull                   // out of memory, files or streams
 	CauseDraining               // this gateway is stopping
 	CauseSourceGone             // the accepted end went away before the answer

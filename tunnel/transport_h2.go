@@ -45,19 +45,21 @@ type h2Transport struct {
 // handshake, until ctx ends, and owns nc. Identity is proven by conf, whose verification must leave no
 // peer without a SPIFFE ID.
 func newH2Transport(ctx context.Context, nc net.Conn, hop *Hop, conf *tls.Config, cfg *h2.Config, st *stats) (*h2Transport, error) {
+	conf, unverified := noteVerification(conf)
 	tc := tls.Client(h2.NewGate(nc), conf)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		_ = nc.Close()
-		return nil, handshakeError(hop.Name, err)
+		return nil, handshakeError(hop.Name, err, unverified())
 	}
 	cs := tc.ConnectionState()
 	peer, err := peerID(&cs)
-	if err == nil && cs.NegotiatedProtocol != "h2" {
-		err = fmt.Errorf("the hop agreed on protocol %q, not h2", cs.NegotiatedProtocol)
-	}
 	if err != nil {
 		_ = tc.Close()
 		return nil, &Error{Cause: CauseHopIdentity, Hop: hop.Name, Err: err}
+	}
+	if cs.NegotiatedProtocol != "h2" {
+		_ = tc.Close()
+		return nil, &Error{Cause: CauseHopProtocol, Hop: hop.Name, Reason: fmt.Sprintf("the hop agreed on protocol %q, not h2", cs.NegotiatedProtocol)}
 	}
 	conn, err := h2.NewClient(tc, cfg)
 	if err != nil {
@@ -216,15 +218,34 @@ func peerID(cs *tls.ConnectionState) (spiffe.ID, error) {
 	return spiffe.FromCertificate(cs.PeerCertificates[0])
 }
 
-// handshakeError says what went wrong in the TLS handshake with a hop.
-func handshakeError(hop string, err error) error {
-	cause := networkCause(err)
-	var record tls.RecordHeaderError
-	switch {
-	case errors.As(err, &record):
-		cause = CauseHopTLS
-	case cause == CauseInternal: // our own verification
-		cause = CauseHopIdentity
+// noteVerification returns conf so that it is seen whether its own verification has refused the peer, which
+// may give any error.
+func noteVerification(conf *tls.Config) (_ *tls.Config, refused func() bool) {
+	verify, failed := conf.VerifyConnection, false
+	if verify == nil {
+		return conf, func() bool { return false }
 	}
-	return &Error{Cause: cause, Hop: hop, Reason: "TLS handshake", Err: err}
+	conf = conf.Clone()
+	conf.VerifyConnection = func(cs tls.ConnectionState) error {
+		err := verify(cs)
+		failed = err != nil
+		return err
+	}
+	return conf, func() bool { return failed }
+}
+
+// handshakeError says what went wrong in the TLS handshake with a hop; unverified: it is not who it should be.
+func handshakeError(hop string, err error, unverified bool) error {
+	var certificate *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
+	e := &Error{Cause: networkCause(err), Hop: hop, Reason: "TLS handshake", Err: err}
+	switch {
+	case unverified || errors.As(err, &certificate):
+		e.Cause = CauseHopIdentity
+	case errors.As(err, &record) && record.Conn != nil: // the first that came is no record of TLS
+		e.Cause, e.Reason = CauseHopProtocol, "the hop does not speak TLS on this port; is it the port of its hbone listener?"
+	case e.Cause == CauseInternal:
+		e.Cause = CauseHopTLS
+	}
+	return e
 }

@@ -229,7 +229,8 @@ hops:
 		{"unknown hop", []string{"-c", file, "exti"}, 2, `did you mean "exit"?`},
 		{"other namespace", append(m.flags("other"), exit.address), 1, "refused"},
 		{"nothing listens", append(m.flags("entry"), closed), 1, "nothing listens on port"},
-		{"does not speak TLS", append(m.flags("entry"), "--timeout", "300ms", silent.Addr().String()), 1, "TLS with "},
+		{"says nothing", append(m.flags("entry"), "--timeout", "300ms", silent.Addr().String()), 1, "the hop does not answer in TLS"},
+		{"speaks plain HTTP", append(m.flags("entry"), exit.admin), 1, "the hop does not speak TLS on this port"},
 		{"no such name", append(m.flags("entry"), "no-such-host.invalid:15008"), 1, "does not resolve"},
 	}
 	for _, tt := range tests {

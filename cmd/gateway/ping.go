@@ -124,7 +124,7 @@ func pingHop(ctx context.Context, source *pki.Source, address, id string) (*pong
 	start = time.Now()
 	tc := tls.Client(nc, source.ClientTLS(newIdentity(source).verifier(expected)))
 	if err := tc.HandshakeContext(ctx); err != nil {
-		return nil, fmt.Errorf("TLS with %s: %w", nc.RemoteAddr(), alertHint(err))
+		return nil, fmt.Errorf("TLS with %s: %w", nc.RemoteAddr(), handshakeHint(err))
 	}
 	result.shake, result.tls = time.Since(start), tc.ConnectionState()
 	if result.id, err = pki.PeerID(result.tls); err != nil {
@@ -142,10 +142,25 @@ func pingHop(ctx context.Context, source *pki.Source, address, id string) (*pong
 	return result, nil
 }
 
+// handshakeHint adds the likely cause to an error of the TLS handshake.
+func handshakeHint(err error) error {
+	var record tls.RecordHeaderError
+	switch {
+	case errors.As(err, &record) && record.Conn != nil:
+		return fmt.Errorf("the hop does not speak TLS on this port; is it the port of its hbone listener? (%w)", err)
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
+		return fmt.Errorf("the hop hung up in the handshake; is it the port of its hbone listener? (%w)", err)
+	case isTimeout(err):
+		return fmt.Errorf("the hop does not answer in TLS; is it the port of its hbone listener? (%w)", err)
+	}
+	return alertHint(err)
+}
+
 // alertHint adds what a TLS alert of the peer most likely means.
 func alertHint(err error) error {
-	if number, ok := pki.Alert(err); ok {
-		return fmt.Errorf("%w; %s", err, pki.AlertHint(number))
+	number, ok := pki.Alert(err)
+	if hint := pki.AlertHint(number); ok && hint != "" {
+		return fmt.Errorf("%w; %s", err, hint)
 	}
 	return err
 }
