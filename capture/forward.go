@@ -25,7 +25,7 @@ var _ Way = (*Forward)(nil)
 func NewForward(to string) (*Forward, error) {
 	host, addr, port, err := parseHostPort(to)
 	if err != nil {
-		return nil, fmt.Errorf("forward to %q: %w", clip(to), err)
+		return nil, fmt.Errorf("destination %q: %w", clip(to), err)
 	}
 	return &Forward{host: host, addr: addr, port: port}, nil
 }

@@ -76,7 +76,7 @@ func (v *validator) timeouts() {
 		d    time.Duration
 	}{{"handshake", t.Handshake}, {"dial", t.Dial}, {"open", t.Open}} {
 		if f.d != 0 && f.d < leastTimeout {
-			v.note("timeouts."+f.name, "%s is no time to wait; it should be at least %s, or left out for the default", f.d, leastTimeout)
+			v.note("timeouts."+f.name, "%s is no time to wait for %s; it should be at least %s, or left out for the default", f.d, f.name, leastTimeout)
 		}
 	}
 }
@@ -140,7 +140,7 @@ func (v *validator) listeners() {
 		case !isName(l.Name):
 			v.note(at+".name", "%q is not a name; it should be of letters, digits, - _ and .", l.Name)
 		case slices.ContainsFunc(v.cfg.Listeners[:i], func(o ListenerConfig) bool { return o.Name == l.Name }):
-			v.note(at+".name", "listener %q is there twice; names are unique", l.Name)
+			v.note(at+".name", "listener %q is there twice; give each a name of its own", l.Name)
 		}
 		if what := listenAddressProblem(l.Address); what != "" {
 			v.note(at+".address", "%s", what)
@@ -206,7 +206,7 @@ func (v *validator) hop(name string, h *HopConfig) {
 		}
 	}
 	if h.StreamsPerConnection < 0 {
-		v.note(at+".streamsPerConnection", "the number is negative; it should be 1 or more, or left out")
+		v.note(at+".streamsPerConnection", "streamsPerConnection is negative; it should be 1 or more, or left out")
 	}
 	if h.Identity != "" {
 		if _, err := spiffe.Parse(h.Identity); err != nil {
@@ -219,8 +219,11 @@ func (v *validator) hop(name string, h *HopConfig) {
 }
 
 func (v *validator) hopAddress(at, address string) {
-	if _, err := ParseAuthority(address); err != nil {
-		v.note(at, "%v; it should be host:port, such as gw.example:15008", err)
+	_, err := ParseAuthority(address)
+	var wrong *AuthorityError
+	if errors.As(err, &wrong) {
+		what, _, _ := strings.Cut(wrong.Problem, "; ") // what would be right follows, for a hop
+		v.note(at, "%q is no address of a hop: %s; it should be host:port, such as gw.example:15008", wrong.Text, what)
 	}
 }
 

@@ -13,7 +13,9 @@ import (
 func (v *validator) routes() {
 	var names []string
 	for i := range v.cfg.Listeners {
-		names = append(names, v.cfg.Listeners[i].Name)
+		if name := v.cfg.Listeners[i].Name; name != "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
 	}
 	sound := make([]bool, len(v.cfg.Routes)) // without a fault, so that something can be concluded from it
 	for i := range v.cfg.Routes {
@@ -44,12 +46,12 @@ func (v *validator) route(i int, listeners []string) {
 		{"destinations", r.Destinations != nil && len(r.Destinations) == 0}, {"ports", r.Ports != nil && len(r.Ports) == 0},
 	} {
 		if list.empty {
-			v.note(at+"."+list.name, "the list is empty, so that the route would never match; leave it out to match all")
+			v.note(at+"."+list.name, "%s is an empty list, so that the route would never match; leave it out to match all", list.name)
 		}
 	}
 	for j, name := range r.Listeners {
 		if !slices.Contains(listeners, name) {
-			v.note(fmt.Sprintf("%s.listeners[%d]", at, j), "there is no listener %q; there is %s", name, strings.Join(listeners, ", "))
+			v.note(fmt.Sprintf("%s.listeners[%d]", at, j), "there is no listener %q; %s", name, oneOf("listeners", listeners))
 		}
 	}
 	for j, port := range r.Ports {
@@ -58,13 +60,13 @@ func (v *validator) route(i int, listeners []string) {
 		}
 	}
 	if r.From != "" && r.From != fromAny {
-		v.note(at+".from", "%q is not known; it should be any, or left out", r.From)
+		v.note(at+".from", "from is %q; it should be any, or left out", r.From)
 	}
 	v.entries(at, r)
 	for j, hop := range r.Via {
 		place := fmt.Sprintf("%s.via[%d]", at, j)
 		if slices.Contains(r.Via[:j], hop) {
-			v.note(place, "hop %q is in the chain twice; each hop stands in it once", hop)
+			v.note(place, "hop %q is in the chain twice; name each hop once", hop)
 		}
 		if _, known := v.cfg.Hops[hop]; known {
 			continue
@@ -72,9 +74,17 @@ func (v *validator) route(i int, listeners []string) {
 		if strings.Contains(hop, ":") {
 			v.hopAddress(place, hop)
 		} else {
-			v.note(place, "there is no hop %q; name one of hops (%s), or write host:port", hop, strings.Join(v.hopNames(), ", "))
+			v.note(place, "there is no hop %q; %s, or write host:port, such as gw.example:15008", hop, oneOf("hops", v.hopNames()))
 		}
 	}
+}
+
+// oneOf says what to do about a name that is not in the list.
+func oneOf(list string, names []string) string {
+	if len(names) == 0 {
+		return "add it to " + list
+	}
+	return "name one of " + list + " (" + strings.Join(names, ", ") + ")"
 }
 
 // entries checks the form of Hosts and Destinations; policy knows what an entry may be.

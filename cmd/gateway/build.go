@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 
 	"culvert/pki"
 	"culvert/tunnel"
@@ -180,7 +181,7 @@ func asFaults(cfg *Config, p *places, err error) error {
 	if len(problems) > 0 {
 		v.join("", problems)
 	} else {
-		v.note("state", "%v", err)
+		v.note("state", "%s", strings.TrimPrefix(err.Error(), file.Field+" ")) // the file's name says which it is
 	}
 	return f
 }

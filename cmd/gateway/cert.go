@@ -27,7 +27,7 @@ without another PKI.
   gateway cert ca ca                                            a CA in the folder ca
   gateway cert issue spiffe://cluster.local/ns/default/sa/gw1   gw1.pem and gw1.key
   gateway run --cert gw1.pem --key gw1.key --roots ca/ca.pem …`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(certCACommand(), certIssueCommand(), certShowCommand())
@@ -39,7 +39,7 @@ func certCACommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ca DIR",
 		Short: "Make a CA in DIR: ca.pem, to be given to all, and ca.key, to be kept",
-		Args:  cobra.ExactArgs(1),
+		Args:  oneArg("DIR", "ca"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ca, err := pki.CreateCA(args[0], trustDomain)
 			if err != nil {
@@ -61,7 +61,7 @@ func certIssueCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "issue SPIFFE-ID",
 		Short: "Issue an identity: a certificate and its key",
-		Args:  cobra.ExactArgs(1),
+		Args:  oneArg("SPIFFE-ID", "spiffe://cluster.local/ns/default/sa/gw1"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := spiffe.Parse(args[0])
 			if err != nil {
@@ -106,7 +106,12 @@ func certShowCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show FILE...",
 		Short: "Show what is in PEM files; of a key, its kind only",
-		Args:  cobra.MinimumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("`gateway cert show` takes the FILEs to show, and got none; it should be like `gateway cert show gw1.pem`")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var errs []error
 			for _, file := range args {
@@ -122,7 +127,7 @@ func certShowCommand() *cobra.Command {
 func show(w io.Writer, file string) error {
 	data, err := os.ReadFile(file)
 	if err != nil {
-		return rootCause(err)
+		return fmt.Errorf("cannot be read: %w; check the path", rootCause(err))
 	}
 	blocks, err := pki.Describe(data)
 	for i, b := range blocks {

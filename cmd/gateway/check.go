@@ -21,17 +21,19 @@ func checkCommand() *cobra.Command {
 		Short: "Check a configuration and report everything that is wrong with it",
 		Long: `Check a configuration without starting anything. Every fault is reported at once, as
 file:line: what, and what would be right. The exit code is 0 when there is none, else 2.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if file == "" {
+				return (&faults{list: []fault{{flag: "--config", what: "no configuration is named; give -c FILE, such as `gateway check -c gateway.yaml` " +
+					"(flags of `gateway run` are checked by it before it starts)"}}}).err()
+			}
 			return check(cmd.OutOrStdout(), cmd.ErrOrStderr(), file, noFiles)
 		},
 	}
 	cmd.Flags().StringVarP(&file, "config", "c", "", "configuration `FILE` (YAML)")
 	cmd.Flags().BoolVar(&noFiles, "no-files", false, "do not read the files that it names, such as keys on another host")
-	for _, err := range []error{cmd.MarkFlagRequired("config"), cmd.MarkFlagFilename("config", "yaml", "yml")} {
-		if err != nil {
-			panic("BUG: " + err.Error())
-		}
+	if err := cmd.MarkFlagFilename("config", "yaml", "yml"); err != nil {
+		panic("BUG: " + err.Error())
 	}
 	return cmd
 }

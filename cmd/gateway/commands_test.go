@@ -45,14 +45,14 @@ func TestBadStart(t *testing.T) {
 		{"key of another", with("exit.pem", "other.key", "--hbone", "127.0.0.1:0"), 2, []string{"--key: ", "other.key: is not the key of cert "}},
 		{"key that others can read", with("exit.pem", "open.key", "--hbone", "127.0.0.1:0"), 2, []string{"--key: ", "chmod 600"}},
 		{"expired", []string{"--cert", m.path("old.pem"), "--key", m.path("old.key"), "--roots", m.path("old-roots.pem"), "--hbone", "127.0.0.1:0"}, 2, []string{"--cert: ", "old.pem", "expired"}},
-		{"certificate alone", []string{"--cert", m.path("exit.pem"), "--hbone", "127.0.0.1:0"}, 2, []string{"--key: ", "--roots: "}},
+		{"certificate alone", []string{"--cert", m.path("exit.pem"), "--hbone", "127.0.0.1:0"}, 2, []string{"--key: is missing; ", "--roots: is missing; "}},
 		{"port in use", with("exit.pem", "exit.key", "--hbone", taken.Addr().String()), 1, []string{"listen on 127.0.0.1:" + port + ": the port is in use by ", "choose another port"}},
 		{"admin port in use", with("exit.pem", "exit.key", "--hbone", "127.0.0.1:0", "--admin", taken.Addr().String()), 1, []string{"admin address: listen on 127.0.0.1:" + port}},
 		{"address of another host", with("exit.pem", "exit.key", "--hbone", "192.0.2.1:15008"), 1, []string{"listen on 192.0.2.1:15008: this host does not have that address"}},
-		{"state is a file", []string{"--state", m.path("exit.pem"), "--hbone", "127.0.0.1:0"}, 2, []string{"--state: "}},
+		{"state is a file", []string{"--state", m.path("exit.pem"), "--hbone", "127.0.0.1:0"}, 2, []string{"--state: " + m.path("exit.pem")}},
 		{"nothing to do", nil, 2, []string{"nothing to listen on", "gateway demo"}},
 		{"unknown flag", []string{"--sock", "127.0.0.1:0"}, 2, []string{"unknown flag: --sock", "gateway run --help"}},
-		{"unknown argument", []string{"now"}, 2, []string{`unknown command "now"`}},
+		{"unknown argument", []string{"now"}, 2, []string{"`gateway run` takes no argument, and got \"now\"; `gateway run --help`"}},
 		{"SOCKS without a way out", []string{"--socks", "127.0.0.1:0"}, 2, []string{"--socks: leads nowhere; give --via HOP"}},
 		{"SOCKS off loopback", []string{"--socks", "0.0.0.0:1080", "--via", "gw:15008"}, 2, []string{"--socks: SOCKS5 on 0.0.0.0:1080 is reachable from other hosts", "--open-socks", "--socks-users"}},
 		{"admin off loopback", []string{"--hbone", ":15008", "--admin", ":15000"}, 2, []string{"--admin: the admin address :15000 is reachable from other hosts", "--open-admin"}},
@@ -62,7 +62,12 @@ func TestBadStart(t *testing.T) {
 		{"bad principal", []string{"--hbone", ":15008", "--allow", "https://x"}, 2, []string{"--allow: ", `"https://x"`}},
 		{"bad egress", []string{"--hbone", ":15008", "--egress", "10.0.0.1/8"}, 2, []string{"--egress: ", `"10.0.0.1/8" has bits set`}},
 		{"bad log level", []string{"--hbone", ":15008", "--log-level", "loud"}, 2, []string{`--log-level: "loud" is no log level`}},
-		{"bad memory", []string{"--hbone", ":15008", "--memory", "lots"}, 2, []string{`--memory`, `"lots" is not a size such as 512MiB`}},
+		{"time without unit", []string{"--hbone", ":15008", "--drain", "5"}, 2, []string{`--drain: "5" is not a time with its unit, such as 30s`}},
+		{"too little memory", []string{"--hbone", ":15008", "--memory", "5"}, 2, []string{"--memory: 5 is too little to run with"}},
+		{"no users file", []string{"--socks", "127.0.0.1:0", "--via", "gw:1", "--socks-users", m.path("none")}, 2, []string{"--socks-users: stat " + m.path("none")}},
+		{"no hop", []string{"--socks", "127.0.0.1:0", "--via", ""}, 2, []string{"--via: it names no hop; give the host:port"}},
+		{"hop with a bad port", []string{"--socks", "127.0.0.1:0", "--via", "gw:x"}, 2, []string{`--via: "gw:x" is no address of a hop: the port is no number; it should be host:port`}},
+		{"bad memory", []string{"--hbone", ":15008", "--memory", "lots"}, 2, []string{`--memory: "lots" is not a size such as 512MiB`}},
 		{"two faults at once", []string{"--hbone", "x:y:z", "--allow", "a//b"}, 2, []string{"--hbone: ", "--allow: "}},
 		{"file and flags", []string{"-c", m.path("none.yaml"), "--socks", "127.0.0.1:0"}, 2, []string{"none.yaml: cannot be read: no such file", "--socks: cannot be given together with -c"}},
 	}
@@ -131,7 +136,7 @@ func TestCheck(t *testing.T) {
 	if code != exitUsage || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("check --no-files = %d, %q, want the unknown field alone", code, stderr)
 	}
-	if code, _, stderr = runGateway(t, "check"); code != exitUsage || !strings.Contains(stderr, `required flag(s) "config" not set`) {
+	if code, _, stderr = runGateway(t, "check"); code != exitUsage || !strings.Contains(stderr, "--config: no configuration is named; give -c FILE") {
 		t.Errorf("check without a file = %d, %q", code, stderr)
 	}
 }
@@ -260,8 +265,29 @@ func TestVersionHelpAndCompletion(t *testing.T) {
 			t.Errorf("%v = %d, %q, want %q", tt.args, code, out.String(), tt.want)
 		}
 	}
-	var out lockedBuffer
-	if code := execute(t.Context(), []string{"rum"}, &out, &out); code != exitUsage || !strings.Contains(out.String(), `unknown command "rum"`) {
-		t.Errorf("unknown command = %d, %q", code, out.String())
+}
+
+// TestUsageSaysTheNextStep tries command lines that lack something, or have it too much.
+func TestUsageSaysTheNextStep(t *testing.T) {
+	for _, tt := range []struct{ line, want string }{
+		{"rum", `unknown command "rum"; did you mean "run"? ` + "`gateway --help` lists the commands"},
+		{"nonsense", "unknown command \"nonsense\"; `gateway --help` lists the commands"},
+		{"cert isue", `unknown command "isue"; did you mean "issue"?`},
+		{"version now", "`gateway version` takes no argument, and got \"now\""},
+		{"ping", "`gateway ping` takes one HOP, and got 0; it should be like `gateway ping exit.example:15008`"},
+		{"ping a b", "and got 2"},
+		{"ping x", `"x" is no hop; it should be host:port, or a name from the configuration (give it with -c FILE)`},
+		{"ping -c none.yaml x", "none.yaml: cannot be read: "},
+		{"ping --timeout 5 x:1", `--timeout: "5" is not a time with its unit`},
+		{"cert ca", "it should be like `gateway cert ca ca`"},
+		{"cert issue", "it should be like `gateway cert issue spiffe://"},
+		{"cert show", "it should be like `gateway cert show gw1.pem`"},
+		{"check", "give -c FILE"},
+	} {
+		var out lockedBuffer
+		code := execute(t.Context(), strings.Fields(tt.line), &out, &out)
+		if text := out.String(); code != exitUsage || !strings.Contains(text, tt.want) || strings.Count(text, "\n") != 1 {
+			t.Errorf("gateway %s = %d, %q, want %d and one line with %q", tt.line, code, text, exitUsage, tt.want)
+		}
 	}
 }

@@ -44,6 +44,9 @@ func (d *decoder) decode(text []byte, dst any) {
 	d.value("", doc.Content[0], reflect.ValueOf(dst).Elem())
 }
 
+// timeWanted is what a time should be.
+const timeWanted = "a time with its unit, such as 30s, 5m or 1h"
+
 // syntaxLine finds the line in an error of the YAML parser, which has no type for it.
 var syntaxLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
 
@@ -56,7 +59,7 @@ func (d *decoder) syntax(err error) {
 		what = m[2]
 	}
 	d.faults.broken = true
-	d.faults.list = append(d.faults.list, fault{file: d.places.file, line: line, what: "not YAML: " + what})
+	d.faults.list = append(d.faults.list, fault{file: d.places.file, line: line, what: "not YAML: " + what + "; look there, and in the line before, for a tab, a bracket, a quote or a colon"})
 }
 
 func (d *decoder) note(n *yaml.Node, format string, args ...any) {
@@ -123,7 +126,7 @@ func (d *decoder) leaf(path string, n *yaml.Node, v reflect.Value) {
 func wanted(t reflect.Type) string {
 	switch {
 	case t == reflect.TypeFor[time.Duration]():
-		return "a time with its unit, such as 30s, 5m or 1h"
+		return timeWanted
 	case t.Kind() == reflect.Bool:
 		return "true or false"
 	case t.Kind() == reflect.String:

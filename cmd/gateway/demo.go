@@ -45,7 +45,7 @@ func demoCommand() *cobra.Command {
 		Long: `Start an entry gateway (SOCKS5) and an exit gateway as two processes, each with an
 identity of its own from a CA made for this run, and a small web server to fetch from.
 When both are ready, commands to try are printed. SIGINT (Ctrl-C) or SIGTERM ends all.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkListenAddress(socks); err != nil {
 				return fmt.Errorf("--socks: %w", err)

@@ -86,7 +86,8 @@ func newPlaces(file string) *places {
 func (p *places) at(path, what string) fault {
 	for at := path; ; at = parentPath(at) {
 		if flag, ok := p.flags[at]; ok {
-			return fault{flag: flag, what: what}
+			field := path[strings.LastIndexByte(path, '.')+1:]
+			return fault{flag: flag, what: strings.TrimPrefix(what, field+": ")} // the flag says which field it is
 		}
 		if line, ok := p.lines[at]; ok {
 			return fault{file: p.file, line: line, what: what}

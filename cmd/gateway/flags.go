@@ -190,6 +190,7 @@ func (r *runFlags) idle(f *faults) {
 		{"open-socks", "there is no --socks that it could be for", r.changed("socks")},
 		{"allow", "there is no --hbone by which peers could come in", r.changed("hbone")},
 		{"open-admin", "there is no --admin that it could be for", r.changed("admin")},
+		{"via", "it names no hop; give the host:port of a gateway, such as gw.example:15008", len(r.via) > 0},
 		{"egress", "flows go via --via, and there is no --hbone by which others could come in; the gateway that flows leave from takes --egress",
 			r.changed("hbone") || len(r.via) == 0},
 	} {

@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // The exit codes; docs/exit-codes.md explains them to users.
@@ -64,6 +65,45 @@ func failed(err error) error {
 	return &failure{err}
 }
 
+// flagError says what is wrong with a flag, and what would be right.
+func flagError(cmd *cobra.Command, err error) error {
+	var invalid *pflag.InvalidValueError
+	if !errors.As(err, &invalid) {
+		return fmt.Errorf("%w; `%s --help` lists the flags", err, cmd.CommandPath())
+	}
+	f := fault{flag: "--" + invalid.GetFlag().Name, what: invalid.Unwrap().Error()}
+	if invalid.GetFlag().Value.Type() == "duration" {
+		f.what = fmt.Sprintf("%q is not %s", invalid.GetValue(), timeWanted)
+	}
+	return (&faults{list: []fault{f}}).err()
+}
+
+// noArgs is for commands that take no argument.
+func noArgs(cmd *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
+		return nil
+	case !cmd.HasAvailableSubCommands():
+		return fmt.Errorf("`%s` takes no argument, and got %q; `%[1]s --help` says what it takes", cmd.CommandPath(), args[0])
+	}
+	cmd.SuggestionsMinimumDistance = 2
+	meant := ""
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		meant = fmt.Sprintf("did you mean %q? ", near[0])
+	}
+	return fmt.Errorf("unknown command %q; %s`%s --help` lists the commands", args[0], meant, cmd.CommandPath())
+}
+
+// oneArg is for commands that take one argument, called name; example is one.
+func oneArg(name, example string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 1 {
+			return nil
+		}
+		return fmt.Errorf("`%s` takes one %s, and got %d; it should be like `%[1]s %[4]s`", cmd.CommandPath(), name, len(args), example)
+	}
+}
+
 func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "gateway",
@@ -75,14 +115,12 @@ Start with:    gateway demo
 Documentation: README.md, docs/configuration.md, docs/exit-codes.md`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Args:          noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return cmd.Help()
 		},
 	}
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return fmt.Errorf("%w; `%s --help` lists the flags", err, cmd.CommandPath())
-	})
+	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(runCommand(), demoCommand(), checkCommand(), certCommand(), pingCommand(), versionCommand())
 	return root
 }

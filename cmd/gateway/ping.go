@@ -29,7 +29,7 @@ func pingCommand() *cobra.Command {
 		Short: "Connect to a hop and show its identity, the transport and the round trip, or why not",
 		Long: `Connect to a hop as this gateway would: TCP, mutual TLS, HTTP/2. HOP is a name from the
 configuration (-c FILE) or host:port. No tunnel is opened.`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArg("HOP", "exit.example:15008"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.changed = cmd.Flags().Changed
 			return ping(cmd, r, args[0], timeout)
@@ -54,10 +54,17 @@ configuration (-c FILE) or host:port. No tunnel is opened.`,
 
 func ping(cmd *cobra.Command, r *runFlags, name string, timeout time.Duration) error {
 	cfg, p, f := r.identityConfig()
+	if f.broken {
+		return f.err()
+	}
 	hop, known := cfg.Hops[name]
 	if !known {
 		if _, err := tunnel.ParseAuthority(name); err != nil {
-			return fmt.Errorf("%q is no hop: it should be host:port, or a name from the configuration (%s)", name, alternatives(name, cfg.Hops))
+			names := "give it with -c FILE"
+			if r.file != "" {
+				names = alternatives(name, cfg.Hops)
+			}
+			return fmt.Errorf("%q is no hop; it should be host:port, or a name from the configuration (%s)", name, names)
 		}
 		hop = tunnel.HopConfig{Address: name}
 	}

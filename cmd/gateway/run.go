@@ -28,7 +28,7 @@ func runCommand() *cobra.Command {
 
 The first SIGTERM or SIGINT drains: no new flows, those that live go on until --drain is
 over. A second one ends at once. SIGHUP, or a change of FILE, reloads.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r.changed = cmd.Flags().Changed
 			return run(cmd, r)

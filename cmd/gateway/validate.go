@@ -93,7 +93,7 @@ var routePlace = regexp.MustCompile(`routes\[\d+\]`)
 func (v *validator) inTheirWords(what string) string {
 	if v.places.file == "" {
 		return strings.NewReplacer("(socks5: {usersFile: FILE})", "(--socks-users FILE)", "write open: true", "give --open-socks",
-			"name one of hops (), or write host:port", "it should be host:port, such as gw.example:15008").Replace(what)
+			"add it to hops, or write host:port", "it should be host:port").Replace(what)
 	}
 	return routePlace.ReplaceAllStringFunc(what, func(route string) string {
 		if line := v.places.at(route, "").line; line > 0 {
@@ -106,7 +106,7 @@ func (v *validator) inTheirWords(what string) string {
 // process checks what concerns the process as a whole.
 func (v *validator) process() {
 	if v.cfg.Memory != 0 && v.cfg.Memory < leastSensibleMemory {
-		v.note("memory", "memory: %s is too little to run with; it should be at least %s", v.cfg.Memory, Size(leastSensibleMemory))
+		v.note("memory", "memory: %s is too little to run with; it should be at least %s, or left out for half of what there is", v.cfg.Memory, Size(leastSensibleMemory))
 	}
 	if _, err := parseLevel(v.cfg.Log.Level); err != nil {
 		v.note("log.level", "%v", err)
