@@ -31,7 +31,7 @@ func TestDrainWaitsForFlows(t *testing.T) {
 	tunnelled, _ := peer.connect("10.0.0.2:80")
 	drained := make(chan error, 1)
 	go func() { drained <- p.Exit.Drain(testContext(t)) }() // ends with the flows; received below
-	<-peer.conn.PeerGoAway()
+	<-peer.conn.Retired()
 	if _, err := p.Net.From(netip.MustParseAddr("10.0.0.1"))(testContext(t), netip.MustParseAddrPort(tunneltest.ExitListen)); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("connect while draining = %v, want ECONNREFUSED: the listener is closed", err)
 	}
@@ -454,7 +454,7 @@ func TestReloadRemovesAMeshListener(t *testing.T) {
 	if err := p.Exit.Reload(testContext(t), next); err != nil {
 		t.Fatal(err)
 	}
-	<-peer.conn.PeerGoAway()
+	<-peer.conn.Retired()
 	s.Write([]byte("x"))
 	s.CloseWrite()
 	if got, err := io.ReadAll(s); string(got) != "x" || err != nil {

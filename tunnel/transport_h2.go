@@ -176,7 +176,7 @@ func (t *h2Transport) Ping(ctx context.Context) (time.Duration, error) { return 
 func (t *h2Transport) Peer() spiffe.ID { return t.peer }
 
 // Draining is closed when the hop has sent GOAWAY.
-func (t *h2Transport) Draining() <-chan struct{} { return t.conn.PeerGoAway() }
+func (t *h2Transport) Draining() <-chan struct{} { return t.conn.Retired() }
 
 // Drain sends GOAWAY and waits for the streams, until ctx ends; then it closes.
 func (t *h2Transport) Drain(ctx context.Context) error {

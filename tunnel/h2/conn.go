@@ -77,7 +77,7 @@ type Conn struct {
 	goAwayID    uint32        // last stream id in our GOAWAY
 	peerGoAway  bool          // the peer sent GOAWAY: Open fails
 	peerLastID  uint32        // and this was its last stream id
-	goAwayCh    chan struct{} // closed with peerGoAway
+	retired     chan struct{} // closed with peerGoAway
 	pings       map[[8]byte]*ping
 	pingSeq     uint64
 	keepalive   *time.Timer
@@ -133,7 +133,7 @@ func newConn(nc net.Conn, cfg *Config, client bool) (*Conn, error) {
 		readDone:   make(chan struct{}),
 		done:       make(chan struct{}),
 		closed:     make(chan struct{}),
-		goAwayCh:   make(chan struct{}),
+		retired:    make(chan struct{}),
 		streams:    make(map[uint32]*Stream),
 		peer:       defaultPeerSettings(),
 		sendWindow: sendFlow{initialWindow},

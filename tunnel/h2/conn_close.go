@@ -97,8 +97,18 @@ func (s *Stream) cutCode() ErrCode {
 	return Cancel
 }
 
-// PeerGoAway is closed when the peer has sent GOAWAY: streams that it took live on, Open fails.
-func (c *Conn) PeerGoAway() <-chan struct{} { return c.goAwayCh }
+// Retired is closed when the peer has sent GOAWAY, or was sent one for its oddities: streams that are open
+// live on, Open fails.
+func (c *Conn) Retired() <-chan struct{} { return c.retired }
+
+// retire tells who waits for Retired. Called with mu held.
+func (c *Conn) retire() {
+	select {
+	case <-c.retired:
+	default:
+		close(c.retired)
+	}
+}
 
 // drainRoundTrip bounds the wait between the two GOAWAY frames of a drain.
 const drainRoundTrip = time.Second
@@ -108,14 +118,15 @@ const drainRoundTrip = time.Second
 // first it returns ctx's error and the connection is still up: Close ends it.
 func (c *Conn) Drain(ctx context.Context) error {
 	c.mu.Lock()
-	if c.err == nil && !c.draining {
-		c.draining = true
-		c.goAwayID = maxStreamID
+	if c.err == nil && (!c.draining || c.goAwayID == maxStreamID) {
 		var p *ping
 		if !c.client {
-			c.ctrl = appendGoAway(c.ctrl, maxStreamID, NoError, "draining")
+			if !c.draining { // else that was said before
+				c.ctrl = appendGoAway(c.ctrl, maxStreamID, NoError, "draining")
+			}
 			p = c.queuePing(pingDrain)
 		}
+		c.draining, c.goAwayID = true, maxStreamID
 		c.openCond.Broadcast()
 		c.kick()
 		c.mu.Unlock()
@@ -186,12 +197,12 @@ func (c *Conn) onGoAway(h frameHeader, p []byte) error {
 			return connError(ProtocolError, "GOAWAY with a greater last stream id than before")
 		}
 		// The second one of a drain is expected; more are odd.
-		if !c.in.meters.glitches.add(c.in.meters.now, 1, c.cfg.Glitches) {
-			return connError(EnhanceYourCalm, "too many GOAWAY frames")
+		if err := c.in.odd(glitch, 1); err != nil {
+			return err
 		}
 	} else {
 		c.peerGoAway = true
-		close(c.goAwayCh)
+		c.retire()
 	}
 	c.peerLastID = last
 	c.openCond.Broadcast()

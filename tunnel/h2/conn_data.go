@@ -47,20 +47,19 @@ func (in *inbound) beginData(h frameHeader, pad []byte) error {
 
 // meterData counts frames that carry nothing, or next to nothing (CVE-2019-9518).
 func (in *inbound) meterData(h frameHeader, n int) error {
-	m, cfg := &in.meters, in.c.cfg
 	if n > 0 || h.has(flagEndStream) {
-		m.emptyData = 0
-	} else if m.emptyData++; m.emptyData > cfg.MaxEmptyData {
+		in.emptyData = 0
+	} else if in.emptyData++; in.emptyData > in.c.cfg.MaxEmptyData {
 		return connError(EnhanceYourCalm, "too many empty DATA frames")
 	}
 	if n >= splinterBelow || h.has(flagEndStream) {
-		m.lastTiny = false
+		in.lastTiny = false
 		return nil
 	}
-	if m.lastTiny && !m.splinters.add(m.now, 1-float64(n)/splinterBelow, cfg.Splinters) {
-		return connError(EnhanceYourCalm, "too many tiny DATA frames")
+	if in.lastTiny {
+		return in.odd(splinter, 1-float64(n)/splinterBelow)
 	}
-	m.lastTiny = true
+	in.lastTiny = true
 	return nil
 }
 

@@ -176,13 +176,10 @@ func (c *Conn) lateHeaders(b *openBlock) error {
 	if !c.resetRecently(b.id) {
 		return connError(StreamClosed, "HEADERS on a closed stream")
 	}
-	if !c.in.meters.control.add(c.in.meters.now, 1, c.cfg.Control) {
-		return connError(EnhanceYourCalm, "too many frames on closed streams")
-	}
-	return nil
+	return c.in.odd(controlFrame, 1)
 }
 
-// accept takes a new stream and hands it to the handler. Called with mu held.
+// accept takes a new stream, which handOver gives to the handler. Called with mu held.
 func (c *Conn) accept(b *openBlock) error {
 	reason := b.checkKind(requestBlock)
 	switch {
@@ -215,12 +212,11 @@ func (c *Conn) accept(b *openBlock) error {
 		s.length = b.length
 	}
 	c.addStream(s)
-	c.stats.accepted.Add(1)
 	if b.endStream {
 		c.ended(s, false)
 		s.eof = true
 	}
-	go c.cfg.Handler(s) // ends with the work on the stream, which is reset when the connection ends
+	c.in.fresh = append(c.in.fresh, s)
 	if b.id > maxStreamID-reservedIDs && !c.draining {
 		c.draining, c.goAwayID = true, maxStreamID
 		c.ctrl = appendGoAway(c.ctrl, maxStreamID, NoError, "stream ids run out")
@@ -239,10 +235,7 @@ func (c *Conn) refuseTooLarge(b *openBlock) error {
 		c.queueReset(b.id, NoError)
 		c.forgetReset(b.id)
 	}
-	if !c.in.meters.glitches.add(c.in.meters.now, 1, c.cfg.Glitches) {
-		return connError(EnhanceYourCalm, "too many header lists that are too long")
-	}
-	return nil
+	return c.in.odd(glitch, 1)
 }
 
 // answered handles HEADERS on a stream that we opened.

@@ -86,8 +86,8 @@ func (c *Conn) onPing(h frameHeader, p []byte) error {
 		}
 		return nil
 	}
-	if !c.in.meters.control.add(c.in.meters.now, 1, c.cfg.Control) {
-		return connError(EnhanceYourCalm, "too many control frames")
+	if err := c.in.odd(controlFrame, 1); err != nil {
+		return err
 	}
 	if h.has(flagAck) {
 		return nil

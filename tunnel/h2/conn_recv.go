@@ -3,6 +3,7 @@ package h2
 import (
 	"encoding/binary"
 	"errors"
+	"net"
 	"time"
 
 	"golang.org/x/net/http2/hpack"
@@ -26,8 +27,14 @@ type inbound struct {
 	block       openBlock
 	headerTimer *time.Timer
 
-	meters meters
-	bdp    bdp // its sample is started by readLoop and finished under Conn.mu, by readLoop too
+	now       time.Time // of the last bytes received
+	odds      oddCount
+	leave     bool // the count is above softShare
+	emptyData int  // consecutive empty DATA frames
+	lastTiny  bool // the frame parsed last in this record was tiny DATA
+
+	fresh []*Stream // streams of the peer that came with the last bytes
+	bdp   bdp       // its sample is started by readLoop and finished under Conn.mu, by readLoop too
 }
 
 // dataFrame is a DATA frame, or one that is skipped, of which left payload bytes are still to come.
@@ -46,6 +53,7 @@ func (in *inbound) init(c *Conn) {
 	in.dec = hpack.NewDecoder(maxEncoderTable, in.onField)
 	in.dec.SetMaxStringLength(c.cfg.MaxDecodedBytes)
 	in.bdp.estimate = int64(c.cfg.StreamWindow)
+	in.odds.rates = c.cfg.rates()
 }
 
 // readLoop reads and parses until the connection fails. It never waits for a stream or for a write.
@@ -56,10 +64,10 @@ func (c *Conn) readLoop() {
 		in.makeRoom()
 		n, err := in.read(in.buf.b[in.w:])
 		if n > 0 {
-			in.meters.now = time.Now()
-			c.lastRead.Store(in.meters.now.UnixNano())
+			in.now = time.Now()
+			c.lastRead.Store(in.now.UnixNano())
 			in.w += n
-			in.meters.lastTiny = false
+			in.lastTiny = false
 			if perr := in.parse(); perr != nil {
 				c.fail(perr)
 			}
@@ -67,7 +75,9 @@ func (c *Conn) readLoop() {
 		if err != nil {
 			c.fail(c.readFailed(err))
 		}
-		if !c.endOfInput() {
+		more := c.endOfInput()
+		in.handOver()
+		if !more {
 			break
 		}
 	}
@@ -101,11 +111,44 @@ func (c *Conn) endOfInput() bool {
 	if len(c.ctrl) > c.cfg.MaxQueuedBytes {
 		c.failLocked(connError(EnhanceYourCalm, "too many answers wait to be read"))
 	}
+	if c.in.leave {
+		c.takeLeave()
+	}
 	if !c.busy && c.err == nil && len(c.ctrl) > 0 && len(c.ctrl) <= maxAnswerBytes && c.gate != nil && c.gate.roomy() {
 		c.writeAnswers()
 	}
 	c.kick()
 	return c.err == nil
+}
+
+// handOver gives the streams that came with the last bytes to the handler, unless the same bytes have reset
+// them again (CVE-2023-44487). Those of a peer that has reset many get a moment to be reset.
+func (in *inbound) handOver() {
+	delay := in.odds.level[peerReset] > trustedResets
+	for i, s := range in.fresh {
+		if delay {
+			time.AfterFunc(handlerDelay, s.handle)
+		} else {
+			s.handle()
+		}
+		in.fresh[i] = nil
+	}
+	in.fresh = in.fresh[:0]
+}
+
+// handle starts the handler, for which a stream that has been reset is nothing.
+func (s *Stream) handle() {
+	c := s.c
+	c.mu.Lock()
+	if s.wasReset {
+		c.mu.Unlock()
+		s.dropReceived(net.ErrClosed)
+		return
+	}
+	s.inUse = true
+	c.stats.accepted.Add(1)
+	c.mu.Unlock()
+	go c.cfg.Handler(s) // ends with the work on the stream, which is reset when the connection ends
 }
 
 // offence is what the peer did to make us end the connection, nil where it ended otherwise.
@@ -321,10 +364,7 @@ func (in *inbound) onFrame(h frameHeader, p []byte) error {
 // onUnknown counts a frame of an unknown type, whose payload is skipped. RFC 9113, section 5.5:
 // "Implementations MUST discard frames that have unknown or unsupported types."
 func (in *inbound) onUnknown() error {
-	if !in.meters.control.add(in.meters.now, 1, in.c.cfg.Control) {
-		return connError(EnhanceYourCalm, "too many control frames")
-	}
-	return nil
+	return in.odd(controlFrame, 1)
 }
 
 // onPriority checks PRIORITY and drops it (RFC 9113, section 5.3.2).
@@ -336,10 +376,8 @@ func (in *inbound) onPriority(h frameHeader, p []byte) error {
 		return streamError(h.streamID, FrameSizeError, "PRIORITY length not 5")
 	case binary.BigEndian.Uint32(p)&maxStreamID == h.streamID:
 		return streamError(h.streamID, ProtocolError, "stream depends on itself")
-	case !in.meters.control.add(in.meters.now, 1, in.c.cfg.Control):
-		return connError(EnhanceYourCalm, "too many control frames")
 	}
-	return nil
+	return in.odd(controlFrame, 1)
 }
 
 // onRSTStream ends a stream at the peer's wish (RFC 9113, section 6.4).
@@ -358,15 +396,12 @@ func (c *Conn) onRSTStream(h frameHeader, p []byte) error {
 	}
 	s := c.streams[h.streamID]
 	if s == nil {
-		if !c.in.meters.control.add(c.in.meters.now, 1, c.cfg.Control) {
-			return connError(EnhanceYourCalm, "too many frames on closed streams")
-		}
-		return nil
+		return c.in.odd(controlFrame, 1)
 	}
 	early := !s.own && !s.answered
 	c.endReset(s, &StreamError{StreamID: s.id, Code: ErrCode(binary.BigEndian.Uint32(p)), By: Peer})
-	if early && !c.in.meters.peerResets.add(c.in.meters.now, 1, c.cfg.PeerResets) {
-		return connError(EnhanceYourCalm, "too many streams reset before their answer")
+	if early {
+		return c.in.odd(peerReset, 1)
 	}
 	return nil
 }
@@ -381,8 +416,8 @@ func (c *Conn) onWindowUpdate(h frameHeader, p []byte) error {
 	defer c.mu.Unlock()
 	if c.allowance > 0 {
 		c.allowance--
-	} else if !c.in.meters.windowUpdates.add(c.in.meters.now, 1, c.cfg.WindowUpdates) {
-		return connError(EnhanceYourCalm, "too many WINDOW_UPDATE frames")
+	} else if err := c.in.odd(windowUpdate, 1); err != nil {
+		return err
 	}
 	if h.streamID == 0 {
 		if n == 0 {
@@ -434,8 +469,11 @@ func (c *Conn) judge(err error) *ConnError {
 func (c *Conn) resetOffender(err *StreamError) *ConnError {
 	c.mu.Lock()
 	cost := 1.0
+	if err.Code == StreamClosed {
+		cost = closedResetCost
+	}
 	if s := c.streams[err.StreamID]; s != nil {
-		if !s.own {
+		if !s.own && s.inUse {
 			cost = handlerResetCost
 		}
 		s.abort(err)
@@ -453,7 +491,7 @@ func (c *Conn) resetOffender(err *StreamError) *ConnError {
 	if !fits {
 		return connError(EnhanceYourCalm, "too many answers queued")
 	}
-	if !c.in.meters.ownResets.add(c.in.meters.now, cost, c.cfg.OwnResets) {
+	if c.in.odd(ownReset, cost) != nil {
 		return connError(EnhanceYourCalm, "too many stream errors; last: "+err.Reason)
 	}
 	return nil

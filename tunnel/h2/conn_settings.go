@@ -85,8 +85,8 @@ func (c *Conn) onSettings(h frameHeader, p []byte) error {
 	case len(p)/6 > c.cfg.MaxSettings:
 		return connError(EnhanceYourCalm, "too many settings in one frame")
 	}
-	if !c.in.meters.control.add(c.in.meters.now, 1, c.cfg.Control) {
-		return connError(EnhanceYourCalm, "too many control frames")
+	if err := c.in.odd(controlFrame, 1); err != nil {
+		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -53,7 +53,7 @@ func (c *Conn) openWith(ctx context.Context, h *Header, endStream bool, hooks st
 		return nil, fmt.Errorf("header list of %d bytes, the peer accepts %d", h.listBytes(), limit)
 	}
 	s := c.newStream(c.nextID, true, h)
-	s.hooks = hooks
+	s.hooks, s.inUse = hooks, true
 	c.nextID += 2
 	s.state = stateIdle.sendHeaders()
 	c.addStream(s)
@@ -124,6 +124,9 @@ func (c *Conn) endReset(s *Stream, err error) {
 		return
 	}
 	s.wasReset = true
+	if !s.inUse {
+		s.userDone = true // it never gets a handler, see handle
+	}
 	s.state = s.state.reset()
 	if s.werr == nil {
 		s.werr = err

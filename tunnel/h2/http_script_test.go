@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"culvert/tunnel/h2"
@@ -370,6 +371,7 @@ func TestHTTPResetBeforeStart(t *testing.T) {
 			h(st)
 		}})
 		p.WriteHeaders(1, true, h2test.Request("GET", "/reset")...)
+		synctest.Wait() // the stream has been handed over
 		p.WriteRST(1, h2test.Cancel)
 		<-reset
 		p.WriteHeaders(3, true, h2test.Request("GET", "/")...)

@@ -62,7 +62,8 @@ const (
 	DefaultCloseDelay = time.Second
 )
 
-// The default rates; immutable, as a constant cannot be a struct.
+// The default rates; immutable, as a constant cannot be a struct. They share one count, see oddities.go: at
+// three quarters of it the peer is asked to leave, at the whole the connection ends.
 var (
 	// DefaultPeerResets bounds a peer's resets of streams that were not answered yet (CVE-2023-44487).
 	DefaultPeerResets = Rate{500, 33}
@@ -72,7 +73,8 @@ var (
 	// DefaultControl bounds PING, SETTINGS, PRIORITY, frames of unknown types and frames on streams that
 	// are gone (CVE-2019-9512, CVE-2019-9515).
 	DefaultControl = Rate{1000, 100}
-	// DefaultGlitches bounds oddities that are no error by themselves, such as a third GOAWAY.
+	// DefaultGlitches bounds oddities that are no error by themselves, such as a third GOAWAY or a header
+	// list that is too long.
 	DefaultGlitches = Rate{100, 10}
 	// DefaultWindowUpdates bounds WINDOW_UPDATE frames beyond those that answer our DATA.
 	DefaultWindowUpdates = Rate{2000, 1000}
@@ -81,8 +83,18 @@ var (
 	DefaultSplinters = Rate{25_600, 100_000}
 )
 
-// handlerResetCost is what a reset costs that stopped a handler at work.
-const handlerResetCost = 10
+const (
+	// handlerResetCost is what a reset costs that stopped a handler at work, which may have been connecting:
+	// ten of them end a connection.
+	handlerResetCost = 10
+	// closedResetCost is what a frame costs that came after the peer's own END_STREAM.
+	closedResetCost = 2
+	// trustedResets is how many early resets a peer may have in the count before the handlers of its new
+	// streams start handlerDelay later. A stream that is reset meanwhile has cost nothing; a peer that
+	// opens and resets at full speed has at most so many handlers at work for nothing.
+	trustedResets = 50
+	handlerDelay  = 10 * time.Millisecond
+)
 
 // splinterBelow is the size of a DATA frame that counts as a splinter when it directly follows another
 // such frame in one record: a sender that coalesces would have sent one frame. Keystrokes and pings arrive
@@ -191,34 +203,4 @@ func (c *Config) withDefaults() *Config {
 	d.WriteTimeout = or(d.WriteTimeout, DefaultWriteTimeout)
 	d.CloseDelay = or(d.CloseDelay, DefaultCloseDelay)
 	return &d
-}
-
-// bucket is a leaking bucket: it takes a Rate's Burst at once and drains at PerSecond. Its level is
-// brought up to date when something is added, so an idle one costs nothing.
-type bucket struct {
-	level float64
-	last  time.Time
-}
-
-// add puts n in at the time now and reports whether the bucket still holds it.
-func (b *bucket) add(now time.Time, n float64, r Rate) bool {
-	if r.Burst < 0 {
-		return true
-	}
-	if !b.last.IsZero() {
-		b.level = max(0, b.level-now.Sub(b.last).Seconds()*r.PerSecond)
-	}
-	b.last = now
-	b.level += n
-	return b.level <= r.Burst
-}
-
-// meters count what one peer does on one connection. Owned by readLoop.
-type meters struct {
-	now time.Time // of the last bytes received
-
-	peerResets, ownResets, control, glitches, windowUpdates, splinters bucket
-
-	emptyData int  // consecutive empty DATA frames
-	lastTiny  bool // the frame parsed last in this record was tiny DATA
 }

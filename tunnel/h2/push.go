@@ -37,6 +37,7 @@ func (s *Stream) Push(promise *Header) (*Stream, error) {
 	}
 	p := c.newStream(c.nextID, true, promise)
 	p.state = stateReservedLocal
+	p.inUse = true
 	p.eof = true // nothing can come
 	c.nextID += 2
 	c.addStream(p)
@@ -91,14 +92,15 @@ func (c *Conn) promised(b *openBlock) error {
 		c.forgetReset(b.promised)
 		fits := c.queueAnswer()
 		c.mu.Unlock()
-		if !fits || !c.in.meters.control.add(c.in.meters.now, 1, c.cfg.Control) {
+		if !fits {
 			return connError(EnhanceYourCalm, "too many promises that were not wanted")
 		}
-		return nil
+		return c.in.odd(controlFrame, 1)
 	}
 	h := b.h
 	p := c.newStream(b.promised, false, &h)
 	p.state = stateReservedRemote
+	p.inUse = true
 	c.addStream(p)
 	c.stats.accepted.Add(1)
 	hooks := parent.hooks

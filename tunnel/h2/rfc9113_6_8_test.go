@@ -38,7 +38,7 @@ func TestRFC9113_6_8_GoAwayFrame(t *testing.T) {
 			p.WriteGoAway(0, h2test.NoError, "going")
 			synctest.Wait()
 			select {
-			case <-p.conn.PeerGoAway():
+			case <-p.conn.Retired():
 			default:
 				t.Error("PeerGoAway is not closed")
 			}

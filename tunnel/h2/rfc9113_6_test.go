@@ -136,6 +136,7 @@ func TestRFC9113_6_4_ResetIsTold(t *testing.T) {
 				got <- s.Err()
 			}})
 			p.WriteHeaders(1, false, h2test.Request("POST", "/")...)
+			synctest.Wait() // a stream that is reset in the same breath reaches no handler
 			p.WriteRST(1, h2test.ConnectError)
 			if err, ok := (<-got).(*h2.StreamError); !ok || err.Code != h2.ConnectError || err.By != h2.Peer {
 				t.Errorf("Err = %v, want a *StreamError by the peer with CONNECT_ERROR", err)
@@ -158,6 +159,7 @@ func TestRFC9113_6_4_ResetIsTold(t *testing.T) {
 					}
 				}})
 				p.WriteHeaders(1, end, h2test.Request("POST", "/")...)
+				synctest.Wait()
 				p.WriteRST(1, h2test.Cancel)
 				synctest.Wait()
 				close(reset)

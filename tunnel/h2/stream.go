@@ -33,6 +33,7 @@ type Stream struct {
 	hooks     streamHooks // nil: nobody is told
 	sent      int64       // payload bytes framed
 	held      bool        // counted in peerHeld or peerTail
+	inUse     bool        // somebody has it who will call Close
 
 	// owned by readLoop
 	gotHead bool // the request, or the final response, was received
