@@ -66,6 +66,7 @@ type Conn struct {
 	spare      []byte    // the other buffer of ctrl
 	ring       ring      // streams with something to send
 	sendWindow sendFlow
+	patience   patience // of the ring, with sendWindow
 	enc        *hpack.Encoder
 	encBuf     bytes.Buffer
 	allowance  int      // WINDOW_UPDATE frames that our DATA frames have earned the peer
@@ -136,7 +137,7 @@ func newConn(nc net.Conn, cfg *Config, client bool) (*Conn, error) {
 		retired:    make(chan struct{}),
 		streams:    make(map[uint32]*Stream),
 		peer:       defaultPeerSettings(),
-		sendWindow: sendFlow{initialWindow},
+		sendWindow: sendFlow{window: initialWindow, most: initialWindow},
 		idleSince:  time.Now(),
 	}
 	c.log = c.cfg.Logger

@@ -4,14 +4,26 @@ import "time"
 
 // sendFlow is the credit that the peer has given (RFC 9113, section 6.9). It may be negative after
 // SETTINGS_INITIAL_WINDOW_SIZE shrank (section 6.9.2).
-type sendFlow struct{ window int64 }
+type sendFlow struct {
+	window int64
+	most   int64 // greatest that window has been
+}
 
 func (f *sendFlow) take(n int) { f.window -= int64(n) }
 
 // grant adds credit and reports whether it stays within 2^31-1 (section 6.9.1).
 func (f *sendFlow) grant(n int64) bool {
 	f.window += n
+	f.most = max(f.most, f.window)
 	return f.window <= maxWindow
+}
+
+// tiny reports whether the window would cut off less than tinyFrame of n bytes although it has been larger: the
+// peer opens it slowly, and a frame for each bit of it would cost more than it carries (CVE-2019-9511). A
+// window that never was larger, such as one of 100 bytes, is used by halves, as senders in TCP do
+// (RFC 1122, section 4.2.3.4).
+func (f *sendFlow) tiny(n int) bool {
+	return f.window < int64(min(n, tinyFrame)) && 2*f.window < f.most
 }
 
 // recvFlow is the credit that we have given, and what of it is to be given back.

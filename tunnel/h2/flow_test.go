@@ -45,11 +45,11 @@ func TestRecvFlowConserved(t *testing.T) {
 
 // TestSendFlowBounds checks the greatest window (RFC 9113, section 6.9.1) and negative ones (6.9.2).
 func TestSendFlowBounds(t *testing.T) {
-	f := sendFlow{maxWindow - 1}
+	f := sendFlow{window: maxWindow - 1}
 	if !f.grant(1) || f.grant(1) {
 		t.Error("2^31-1 must be accepted and 2^31 refused")
 	}
-	f = sendFlow{100}
+	f = sendFlow{window: 100}
 	if !f.grant(-200) || f.window != -100 {
 		t.Errorf("window %d, want -100", f.window)
 	}

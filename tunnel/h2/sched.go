@@ -1,5 +1,7 @@
 package h2
 
+import "time"
+
 // outgoing is what one stream waits to send: the payload of a Write, and how far it is. Guarded by
 // Conn.mu; the bytes of p are read by the holder of the write role while inFlight.
 type outgoing struct {
@@ -9,7 +11,42 @@ type outgoing struct {
 	end        bool   // END_STREAM goes with the last of p
 	inFlight   bool   // a frame of p is being written
 	queued     bool   // in the ring
+	patience   patience
 	next, prev *Stream
+}
+
+// patience is the wait for a larger window than a tiny one. Guarded by Conn.mu.
+type patience struct {
+	timer *time.Timer // nil until the first wait
+	runs  bool
+	over  bool // whatever window there is will do
+}
+
+// hold reports whether to go on waiting for window; each wait begins by starting the clock, which calls wake
+// with no lock held.
+func (p *patience) hold(wake func()) bool {
+	if p.over {
+		return false
+	}
+	if !p.runs {
+		p.runs = true
+		if p.timer == nil {
+			p.timer = time.AfterFunc(tinyPatience, wake)
+		} else {
+			p.timer.Reset(tinyPatience)
+		}
+	}
+	return true
+}
+
+// expire ends a wait by its clock, end because there is window.
+func (p *patience) expire() { p.runs, p.over = false, true }
+
+func (p *patience) end() {
+	if p.runs {
+		p.timer.Stop()
+	}
+	p.runs, p.over = false, false
 }
 
 // done reports whether nothing of the Write is left to send.
@@ -69,6 +106,13 @@ const (
 	foreignBatches = 4
 )
 
+// A frame that the peer's window cuts to less than tinyFrame, though more waits, is held back for more window,
+// at most for tinyPatience: a peer may want the rest before it opens the window.
+const (
+	tinyFrame    = 1 << 10
+	tinyPatience = 100 * time.Millisecond
+)
+
 // windowUpdatesPerData is how many WINDOW_UPDATE frames a DATA frame of ours earns the peer before they
 // count as oddities; maxAllowance bounds what can be saved up.
 const (
@@ -93,7 +137,7 @@ type batch struct {
 func (c *Conn) gather(b *batch) bool {
 	c.gatherControl(b)
 	for s := c.ring.head; s != nil && b.n < len(b.sent) && b.frame == nil; s = c.ring.head {
-		if c.sendWindow.window <= 0 {
+		if c.shut() {
 			break
 		}
 		n := c.nextFrameLen(s)
@@ -145,6 +189,8 @@ func (c *Conn) takeFrame(b *batch, s *Stream, n int, direct bool) {
 	s.sent += int64(n)
 	s.send.take(n)
 	c.sendWindow.take(n)
+	o.patience.end()
+	c.patience.end()
 	if flags == flagEndStream {
 		c.ended(s, true)
 	}
@@ -181,8 +227,38 @@ func (c *Conn) settle(b *batch) {
 
 // enqueue puts a stream that has something to send, and the window for it, into the ring.
 func (c *Conn) enqueue(s *Stream) {
-	if !s.out.inFlight && len(s.out.p) > 0 && s.send.window > 0 && s.werr == nil {
-		c.ring.push(s)
+	if s.out.inFlight || len(s.out.p) == 0 || s.send.window <= 0 || s.werr != nil {
+		return
+	}
+	if s.send.tiny(len(s.out.p)) && s.out.patience.hold(s.windowStays) {
+		return
+	}
+	c.ring.push(s)
+}
+
+// windowStays sends what the stream's window holds, tiny as it is. Called by the timer.
+func (s *Stream) windowStays() {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	s.out.patience.expire()
+	s.c.maySend(s)
+}
+
+// shut reports whether the connection's window lets nothing through for now. The ring must not be empty.
+func (c *Conn) shut() bool {
+	if c.sendWindow.window <= 0 {
+		return true
+	}
+	return c.sendWindow.tiny(len(c.ring.head.out.p)) && c.patience.hold(c.windowStays)
+}
+
+// windowStays sends what the connection's window holds, tiny as it is. Called by the timer.
+func (c *Conn) windowStays() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.patience.expire()
+	if !c.busy && c.sendable() {
+		c.passRole()
 	}
 }
 
@@ -191,5 +267,5 @@ func (c *Conn) sendable() bool {
 	if len(c.ctrl) > 0 {
 		return true
 	}
-	return !c.ring.empty() && c.sendWindow.window > 0
+	return !c.ring.empty() && !c.shut()
 }

@@ -64,7 +64,7 @@ var _ net.Conn = (*Stream)(nil)
 // newStream makes a stream in state idle. Called with c.mu held.
 func (c *Conn) newStream(id uint32, own bool, req *Header) *Stream {
 	s := &Stream{c: c, id: id, own: own, req: req, length: -1}
-	s.send.window = c.peer.initialWindow
+	s.send.grant(c.peer.initialWindow)
 	size := c.cfg.StreamWindow
 	s.flow = recvFlow{window: size, size: size}
 	if !c.ownSettled && size < initialWindow {

@@ -103,7 +103,7 @@ func (s *Stream) sendErr() error {
 }
 
 // window returns how much the stream may send, at most limit bytes. With wait it waits until that is
-// something.
+// something, and for tinyPatience until it is more than a little.
 func (s *Stream) window(limit int, wait bool) (int, error) {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
@@ -111,7 +111,7 @@ func (s *Stream) window(limit int, wait bool) (int, error) {
 		if err := s.sendErr(); err != nil {
 			return 0, err
 		}
-		if s.send.window > 0 || !wait {
+		if !wait || s.send.window > 0 && !(s.send.tiny(limit) && s.out.patience.hold(s.windowStays)) {
 			return int(max(0, min(int64(limit), s.send.window))), nil
 		}
 		s.wcond.Wait()
@@ -155,14 +155,21 @@ func (s *Stream) ReadFrom(r io.Reader) (total int64, err error) {
 
 // windowFor returns how much to read from src: what the peer's window holds. While that is empty it waits,
 // for the source first: its end needs no window (RFC 9113, section 6.9.1). Of a source that cannot be looked
-// at without reading, a little is read, and waits then.
+// at without reading, a little is read, and waits then. So it is with a tiny window, unless the source has
+// no more than that.
 func (s *Stream) windowFor(src *source) (int, error) {
 	window, err := s.window(quantumBytes, false)
-	if window > 0 || err != nil {
+	if window >= tinyFrame || err != nil {
 		return window, err
 	}
-	if src.raw == nil || src.awaitEnd() {
+	if src.raw == nil {
 		return smallBuffer - frameHeaderLen, nil
+	}
+	switch n := src.peek(window + 1); {
+	case n == 0 && window == 0:
+		return smallBuffer - frameHeaderLen, nil
+	case n <= window:
+		return window, nil
 	}
 	return s.window(quantumBytes, true)
 }
@@ -253,20 +260,20 @@ func (s *source) tryRead(fd uintptr) bool {
 	return true
 }
 
-// awaitEnd waits until the socket has something to tell and reports whether that is its end, or an error;
-// bytes are left there.
-func (s *source) awaitEnd() (ended bool) {
-	var probe [1]byte
+// peek waits until the socket has something to tell and returns how many bytes there are, n at most; they are
+// left there. 0 is the source's end, or an error, which reading will tell.
+func (s *source) peek(n int) (got int) {
+	probe := make([]byte, n)
 	err := s.raw.Read(func(fd uintptr) bool {
-		n, _, err := syscall.Recvfrom(int(fd), probe[:], syscall.MSG_PEEK)
+		var err error
+		got, _, err = syscall.Recvfrom(int(fd), probe, syscall.MSG_PEEK)
 		for errors.Is(err, syscall.EINTR) {
-			n, _, err = syscall.Recvfrom(int(fd), probe[:], syscall.MSG_PEEK)
+			got, _, err = syscall.Recvfrom(int(fd), probe, syscall.MSG_PEEK)
 		}
-		if errors.Is(err, syscall.EAGAIN) {
-			return false
-		}
-		ended = n <= 0
-		return true
+		return !errors.Is(err, syscall.EAGAIN)
 	})
-	return ended || err != nil
+	if err != nil {
+		return 0
+	}
+	return max(got, 0)
 }
