@@ -22,12 +22,15 @@ func (in *inbound) beginData(h frameHeader, pad []byte) error {
 			return connError(ProtocolError, "padding as long as the payload or longer")
 		}
 	}
-	if err := in.meterData(h, d.left); err != nil {
+	if err := in.meterEmpty(h, d.left); err != nil {
 		return err
 	}
 	s, err := c.takeData(h)
 	if err != nil {
 		in.data = d // its payload is discarded
+		return err
+	}
+	if err := in.meterTiny(s, h, d.left); err != nil {
 		return err
 	}
 	if s != nil {
@@ -45,22 +48,26 @@ func (in *inbound) beginData(h frameHeader, pad []byte) error {
 	return nil
 }
 
-// meterData counts frames that carry nothing, or next to nothing (CVE-2019-9518).
-func (in *inbound) meterData(h frameHeader, n int) error {
+// meterEmpty counts frames that carry nothing (CVE-2019-9518).
+func (in *inbound) meterEmpty(h frameHeader, n int) error {
 	if n > 0 || h.has(flagEndStream) {
 		in.emptyData = 0
 	} else if in.emptyData++; in.emptyData > in.c.cfg.MaxEmptyData {
 		return connError(EnhanceYourCalm, "too many empty DATA frames")
 	}
+	return nil
+}
+
+// meterTiny counts splinters, see splinterBelow. A nil s stands for a stream that is gone.
+func (in *inbound) meterTiny(s *Stream, h frameHeader, n int) error {
 	if n >= splinterBelow || h.has(flagEndStream) {
-		in.lastTiny = false
 		return nil
 	}
-	if in.lastTiny {
-		return in.odd(splinter, 1-float64(n)/splinterBelow)
+	if s != nil && s.tinyIn != in.record {
+		s.tinyIn = in.record
+		return nil
 	}
-	in.lastTiny = true
-	return nil
+	return in.odd(splinter, 1-float64(n)/splinterBelow)
 }
 
 // takeData finds the stream of a DATA frame and takes the connection's window. A nil stream: discard.

@@ -29,9 +29,9 @@ type inbound struct {
 
 	now       time.Time // of the last bytes received
 	odds      oddCount
-	leave     bool // the count is above softShare
-	emptyData int  // consecutive empty DATA frames
-	lastTiny  bool // the frame parsed last in this record was tiny DATA
+	leave     bool   // the count is above softShare
+	emptyData int    // consecutive empty DATA frames
+	record    uint32 // counts reads, each of which gives a TLS record at most
 
 	fresh []*Stream // streams of the peer that came with the last bytes
 	bdp   bdp       // its sample is started by readLoop and finished under Conn.mu, by readLoop too
@@ -67,7 +67,7 @@ func (c *Conn) readLoop() {
 			in.now = time.Now()
 			c.lastRead.Store(in.now.UnixNano())
 			in.w += n
-			in.lastTiny = false
+			in.record++
 			if perr := in.parse(); perr != nil {
 				c.fail(perr)
 			}

@@ -96,9 +96,9 @@ const (
 	handlerDelay  = 10 * time.Millisecond
 )
 
-// splinterBelow is the size of a DATA frame that counts as a splinter when it directly follows another
-// such frame in one record: a sender that coalesces would have sent one frame. Keystrokes and pings arrive
-// in records of their own and do not count. It costs the more the smaller it is.
+// splinterBelow is the size of a DATA frame that counts as a splinter when its stream had another such frame
+// in the same TLS record: a sender that coalesces would have sent one frame. Keystrokes and pings arrive in
+// records of their own, or with those of other streams, and do not count. It costs the more the smaller it is.
 const splinterBelow = 256
 
 // Rate is a limit on how often something may happen: Burst times at once, and PerSecond in the long run.

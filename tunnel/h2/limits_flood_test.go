@@ -166,6 +166,23 @@ func TestLimits_TinyDataOfTunnels(t *testing.T) {
 				}
 			}
 		}},
+		{"tiny frames of many tunnels in one record live", func(t *testing.T) {
+			p := server(t, nil)
+			for i := range uint32(100) {
+				p.tunnel(1 + 2*i)
+			}
+			p.Ignore(h2test.Data)
+			for range 500 { // 50,000 frames, twice the burst
+				var raw []byte
+				for i := range uint32(100) {
+					raw = h2test.AppendFrame(raw, h2test.Data, 0, 1+2*i, []byte("k"))
+				}
+				p.WriteRaw(raw)
+				settle(p)
+			}
+			p.NoAudit = true // it has not seen these frames
+			p.wantServes(1001, "100 busy tunnels")
+		}},
 		{"splinters end", func(t *testing.T) {
 			p := server(t, nil)
 			p.WriteHeaders(1, false, h2test.Request("POST", "/read")...)

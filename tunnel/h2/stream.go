@@ -36,8 +36,9 @@ type Stream struct {
 	inUse     bool        // somebody has it who will call Close
 
 	// owned by readLoop
-	gotHead bool // the request, or the final response, was received
-	informs int  // interim responses received
+	gotHead bool   // the request, or the final response, was received
+	informs int    // interim responses received
+	tinyIn  uint32 // inbound.record with the last tiny DATA frame
 
 	// guarded by mu (stream_recv.go)
 	mu        sync.Mutex
