@@ -18,6 +18,9 @@ const (
 	// spareFraction is the part of one connection's streams that a hop should have free: with fewer,
 	// another connection is made beside, so that no flow waits for a handshake.
 	spareFraction = 10
+	// maxBarren is how many connections a hop may have that it allows no streams on, and that carry none or
+	// have never carried one. A hop that takes every handshake and then no stream gets no more of them.
+	maxBarren = 8
 	// maxTries is how often a tunnel is asked for that a hop has not processed.
 	maxTries = 3
 	// A hop that cannot be connected to is left alone for retryFirst, then twice as long, up to
@@ -173,6 +176,10 @@ func (g *group) take(ctx context.Context) (*pooled, error) {
 			g.mu.Unlock()
 			return nil, fmt.Errorf("not tried again yet: %w", err)
 		}
+		if g.barren() >= maxBarren {
+			g.mu.Unlock()
+			return nil, &Error{Cause: CauseFull, Hop: g.chain.last.Name, Reason: "the hop allows no streams"}
+		}
 		d := g.startDial()
 		g.mu.Unlock()
 		select {
@@ -202,6 +209,17 @@ func (g *group) roomiest() (best *pooled, scarce bool) {
 		free += max(room, 0)
 	}
 	return best, best != nil && free <= (best.inUse+most)/spareFraction
+}
+
+// barren counts the transports that the hop allows no streams on, though we would have them. Called with mu
+// held.
+func (g *group) barren() (n int) {
+	for _, t := range g.conns {
+		if (t.inUse == 0 || !t.proven) && t.inUse < g.chain.last.streamsPerConn && t.Slots() == 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // startDial begins a handshake where none is under way, and returns the one that is. Called with mu held.

@@ -163,6 +163,43 @@ func TestPoolPeerLimit(t *testing.T) {
 	})
 }
 
+// A hop that takes handshakes and then allows no streams (SETTINGS_MAX_CONCURRENT_STREAMS 0) is not given one
+// connection for each flow.
+func TestPoolHopThatAllowsNoStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPoolTest(func(context.Context, int) (*fakeTransport, error) {
+			tr := newFakeTransport(100) // what is assumed until its SETTINGS are there
+			tr.connect = func(ctx context.Context, _ *ConnectRequest) (Stream, error) {
+				tr.setSlots(0)
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return tr, nil
+		})
+		defer p.close()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		full := 0
+		var flows sync.WaitGroup
+		for range 50 {
+			flows.Go(func() { // ends with ctx; waited for below
+				_, _, err := p.connect(ctx, p.chain, &ConnectRequest{Target: Target{Host: "a", Port: 1}})
+				if CauseOf(err) == CauseFull {
+					full++
+				}
+			})
+			synctest.Wait()
+		}
+		flows.Wait()
+		if p.dialled() != maxBarren || full != 50-maxBarren {
+			t.Errorf("50 flows made %d connections and %d were refused, want %d and %d", p.dialled(), full, maxBarren, 50-maxBarren)
+		}
+		p.first().setSlots(10)
+		p.first().connect = newFakeTransport(1).connect
+		p.open(t).Close()
+	})
+}
+
 func TestPoolFailedDialWakesAllAndIsNotHammered(t *testing.T) {
 	boom := errors.New("boom")
 	synctest.Test(t, func(t *testing.T) {
