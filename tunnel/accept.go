@@ -105,6 +105,7 @@ func (l *listener) close() {
 // longer each time, and sheds what waits: who is closed at once can go elsewhere, who waits cannot.
 func (l *listener) acceptLoop() {
 	defer l.g.work.Done()
+	defer l.g.accepting.Done()
 	l.spare = openSpare()
 	defer l.spare.close()
 	var pause time.Duration
@@ -182,6 +183,7 @@ func (l *listener) serveConn(nc net.Conn, conf *listenerConf) {
 func (l *listener) connEnded() {
 	l.open.Add(-1)
 	l.g.stats.connections.add(-1)
+	l.g.noteIdle()
 	l.g.work.Done()
 }
 

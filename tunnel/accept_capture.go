@@ -19,7 +19,7 @@ func (l *listener) catch(nc net.Conn, conf *listenerConf) (*Flow, *captured) {
 		l.logFailedCapture(nc, conf, err)
 		return nil, nil
 	}
-	f := &Flow{Listener: conf.name, Way: c.Way, Source: addrPort(nc.RemoteAddr()), Request: new(Request), Ended: l.connEnded}
+	f := &Flow{Listener: conf.name, Way: c.Way, Source: addrPort(nc.RemoteAddr()), Request: new(Request), Ended: l.connEnded, taken: true}
 	if conf.ours(c, f) {
 		f.Peer = l.g.env.Self()
 	}

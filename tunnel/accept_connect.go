@@ -65,7 +65,7 @@ func (l *listener) serveConnect(nc net.Conn, conf *listenerConf) {
 		return
 	}
 	if !g.addServer(s) {
-		s.drain(g.base)
+		s.drain(g.grace)
 	}
 	<-s.conn.Done()
 	s.close()
@@ -75,7 +75,7 @@ func (l *listener) serveConnect(nc net.Conn, conf *listenerConf) {
 // authenticate does the TLS handshake with a peer and returns who it is. ALPN is h2, or nothing at all, as
 // ztunnel accepts.
 func (l *listener) authenticate(nc net.Conn, conf *listenerConf) (*tls.Conn, spiffe.ID, error) {
-	ctx, cancel := context.WithTimeout(l.g.base, l.g.plan.Load().timeouts.Handshake)
+	ctx, cancel := context.WithTimeout(l.g.grace, l.g.plan.Load().timeouts.Handshake)
 	defer cancel()
 	tc := tls.Server(h2.NewGate(nc), l.g.env.ServerTLS(conf.name))
 	if err := tc.HandshakeContext(ctx); err != nil {
@@ -139,7 +139,7 @@ func (s *serverConn) newFlow(head *h2.Header, conf *listenerConf) *Flow {
 		Traceparent: head.Get(fieldTraceparent), Hops: countHops(head.Values(fieldVia)),
 	}
 	r.believe(s.trusted())
-	f := &Flow{Listener: conf.name, Way: WayConnect, Source: s.source, Peer: s.peer, Request: r, Ended: s.streamEnded}
+	f := &Flow{Listener: conf.name, Way: WayConnect, Source: s.source, Peer: s.peer, Request: r, Ended: s.streamEnded, taken: true}
 	f.trace = traceOf(head.Get(fieldTraceparent)) // to be shown, so whether it is believed does not matter
 	if head.Method != http.MethodConnect || head.Protocol != "" {
 		r.Fault = &Error{Cause: CauseNotConnect, Reason: "the request is " + head.Method}
@@ -199,9 +199,9 @@ func (g *Gateway) removeServer(s *serverConn) {
 	delete(g.servers, s)
 }
 
-// closeWithGateway closes nc when the gateway closes, until stop is called.
+// closeWithGateway closes nc when the gateway closes, or when its time for draining is over, until stop is called.
 func (g *Gateway) closeWithGateway(nc net.Conn) (stop func() bool) {
-	return context.AfterFunc(g.base, func() { _ = nc.Close() })
+	return context.AfterFunc(g.grace, func() { _ = nc.Close() })
 }
 
 // connected answers a CONNECT.

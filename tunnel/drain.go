@@ -24,11 +24,12 @@ func cutByDrain(ctx context.Context) error {
 	}
 }
 
-// Drain takes no new flows, waits for those that live until ctx ends, and cuts the rest: their ends are
-// reset, so that nobody takes them for complete. It closes the listeners; connections of peers get
-// GOAWAY, and flows that they still ask for are refused with 503. Then it closes the gateway. It returns
-// nil if no flow had to be cut, else ctx's error; the cause of ctx is in the records of those. Called again while it runs, it makes the first call end at
-// once.
+// Drain accepts no more, serves what was accepted, waits for the flows until ctx ends, and cuts the rest: their
+// ends are reset, so that nobody takes them for complete. It closes the listeners. Connections of peers get
+// GOAWAY, twice: what a peer asks for before it can know is served, and what it asks for later is not
+// processed and may be sent elsewhere (RFC 9113, section 6.8). Then it closes the gateway. It returns nil if
+// no flow had to be cut, else ctx's error; the cause of ctx is in the records of those. Flows that others hand to Carry are refused meanwhile. Called again
+// while it runs, it makes the first call end at once.
 func (g *Gateway) Drain(ctx context.Context) error {
 	g.mu.Lock()
 	if g.state >= stateDraining {
@@ -39,29 +40,21 @@ func (g *Gateway) Drain(ctx context.Context) error {
 	}
 	g.state = stateDraining
 	g.draining.Store(true)
-	g.idle = make(chan struct{})
 	for _, l := range g.listeners {
 		l.close()
 	}
-	var servers []*serverConn
-	for s := range g.servers {
-		servers = append(servers, s)
-	}
-	idle := g.idle
 	g.mu.Unlock()
-	g.flowEnded() // there may be none
+	g.accepting.Wait() // what they have accepted counts as a connection now
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(g.base, cancel)() // a second call
-	// Connections are closed when their streams have ended, or when all flows were cut: a flow that is cut shows
-	// as RST_STREAM, not as a lost connection.
-	streams, closeNow := context.WithCancel(context.Background())
-	defer closeNow()
+	idle, servers := g.waitIdle()
 	var draining sync.WaitGroup
 	for _, s := range servers {
-		draining.Go(func() { s.drain(streams) }) // ends with the connection's streams or closeNow; waited for below
+		draining.Go(func() { s.drain(g.grace) }) // ends with the connection's streams or with the grace; waited for below
 	}
+	g.noteIdle() // there may be nothing
 	var err error
 	select {
 	case <-idle:
@@ -71,14 +64,30 @@ func (g *Gateway) Drain(ctx context.Context) error {
 	}
 	if err != nil {
 		cancel()
+		// First the flows, then what carries them: a flow that is cut shows as RST_STREAM, not as a lost connection.
+		g.cutting.Store(true)
 		g.cutAll(cutByDrain(ctx))
+		g.over()
 		<-idle
 	}
-	g.pool.drain(ctx)
-	defer context.AfterFunc(ctx, closeNow)() // requests that are no flows have no more time than these
 	draining.Wait()
+	g.pool.drain(ctx) // flows needed it until now
 	g.Close()
 	return err
+}
+
+// waitIdle returns what is closed when no flow is left and no connection that may bring one, and the
+// connections of peers.
+func (g *Gateway) waitIdle() (idle chan struct{}, servers []*serverConn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.idle == nil {
+		g.idle = make(chan struct{})
+	}
+	for s := range g.servers {
+		servers = append(servers, s)
+	}
+	return g.idle, servers
 }
 
 // Close ends everything at once: flows that live are cut. It waits until everything that the gateway has
@@ -87,24 +96,19 @@ func (g *Gateway) Close() {
 	g.mu.Lock()
 	g.state = stateClosed
 	g.draining.Store(true)
-	if g.idle == nil {
-		g.idle = make(chan struct{})
-	}
-	idle := g.idle
+	g.cutting.Store(true)
 	for _, l := range g.listeners {
 		l.close()
 	}
-	var servers []*serverConn
-	for s := range g.servers {
-		servers = append(servers, s)
-	}
 	g.mu.Unlock()
-	g.flowEnded() // there may be none
+	idle, servers := g.waitIdle()
 	g.end()
 	g.cutAll(errCutByClose)
 	for _, s := range servers {
 		s.close()
 	}
+	g.accepting.Wait()
+	g.noteIdle() // there may be nothing
 	<-idle
 	g.pool.close()
 	g.work.Wait()
@@ -122,9 +126,9 @@ func (g *Gateway) cutAll(why error) {
 	}
 }
 
-// flowEnded tells a drain that no flow is left.
-func (g *Gateway) flowEnded() {
-	if g.stats.active.load() > 0 {
+// noteIdle tells a drain that no flow is left, and no connection that may bring one.
+func (g *Gateway) noteIdle() {
+	if g.stats.active.load() > 0 || g.stats.connections.load() > 0 {
 		return
 	}
 	g.mu.Lock()

@@ -30,6 +30,7 @@ type Flow struct {
 	Ended func()
 
 	// owned by the goroutine that carries the flow; not changed once it stands
+	taken   bool // by a listener of this gateway: it is served also while the gateway drains
 	g       *Gateway
 	id      uint64
 	started time.Time

@@ -63,14 +63,18 @@ type Gateway struct {
 	pool  *pool
 	base  context.Context // ended by Close
 	end   context.CancelFunc
+	grace context.Context // ended by Close, and when the time for draining is over
+	over  context.CancelFunc
 
 	plan     atomic.Pointer[plan]
 	lastID   atomic.Uint64
 	draining atomic.Bool // state is stateDraining or later
+	cutting  atomic.Bool // flows that live are cut, and no other is served
 	stats    stats
 	flows    flowTable
 
-	work sync.WaitGroup // accept loops, connections, the sweeper
+	work      sync.WaitGroup // accept loops, connections, the sweeper
+	accepting sync.WaitGroup // accept loops
 
 	untrimmed int       // flows that fell silent since the last trim; owned by sweepLoop
 	trimmed   time.Time // owned by sweepLoop
@@ -81,7 +85,7 @@ type Gateway struct {
 	state     gatewayState
 	listeners map[string]*listener // by listenerKey; the map is replaced, not changed
 	servers   map[*serverConn]struct{}
-	idle      chan struct{} // closed when the last flow has ended while draining
+	idle      chan struct{} // closed when no flow is left while draining, and no connection that may bring one
 }
 
 // gatewayState is where in its life a gateway is.
@@ -105,6 +109,7 @@ func New(cfg *Config, env Env) (*Gateway, error) {
 	g.carry = g.Carry
 	g.plan.Store(p)
 	g.base, g.end = context.WithCancel(context.Background())
+	g.grace, g.over = context.WithCancel(g.base)
 	g.pool = newPool(g.env.Self, g.dialChain, &g.stats)
 	if g.env.Dial == nil {
 		g.env.Dial = g.dialTCP
@@ -262,13 +267,14 @@ func (g *Gateway) install(next *listening, p *plan) {
 		l.close()
 		for s := range g.servers {
 			if s.l == l {
-				g.work.Go(func() { s.drain(g.base) }) // ends with the connection's streams or the gateway; Close waits for it
+				g.work.Go(func() { s.drain(g.grace) }) // ends with the connection's streams or the gateway; Close waits for it
 			}
 		}
 	}
 	g.listeners = next.all
 	for _, l := range next.opened {
 		g.work.Add(1)
+		g.accepting.Add(1)
 		go l.acceptLoop() // ends when the listener is closed, by Drain, Close or a Reload without it; Close waits for it
 	}
 }

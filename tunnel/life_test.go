@@ -50,7 +50,7 @@ func TestDrainWaitsForFlows(t *testing.T) {
 	}
 }
 
-// A peer that asks before it has seen the GOAWAY gets 503.
+// A flow that is handed in while the gateway drains is refused.
 func TestDrainRefusesNewFlows(t *testing.T) {
 	p := tunneltest.NewPair(t, tunneltest.Options{})
 	p.Echo(t, "10.0.0.2:80")

@@ -26,7 +26,7 @@ func (g *Gateway) admit(f *Flow) error {
 	switch {
 	case f.Request.Fault != nil:
 		return f.Request.Fault
-	case g.draining.Load():
+	case g.cutting.Load(), g.draining.Load() && !f.taken:
 		return errDraining
 	case g.env.Budget != nil && g.env.Budget.Full():
 		return &Error{Cause: CauseFull, Reason: "the memory for streams is used up; give the gateway more, or limit its listeners"}
@@ -59,7 +59,7 @@ func (g *Gateway) record(f *Flow, err error) {
 		f.Ended()
 	}
 	g.stats.active.add(-1)
-	g.flowEnded()
+	g.noteIdle()
 }
 
 // refusal returns the gateway whose no err is, "" for this one, and the rule that it names.
