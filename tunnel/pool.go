@@ -65,6 +65,7 @@ type group struct {
 	conns    []*pooled
 	dialing  *dialing // nil: none under way
 	failures int      // dials failed in a row
+	leaving  int      // connections in a row on which the hop has said only that it leaves
 	lastErr  error    // of the last dial, nil if it succeeded
 	retryAt  time.Time
 	closed   bool
@@ -245,7 +246,9 @@ func (g *group) dial(d *dialing) {
 	st := g.pool.stats
 	st.transportDials.add(1)
 	t, err := g.pool.dial(g.pool.base, g.chain)
+	away := false
 	if err == nil && t.Slots() == 0 {
+		away = goingAway(t)
 		// Else who waits would connect again and again.
 		if err = t.Err(); err == nil {
 			err = &Error{Cause: CauseFull, Hop: g.chain.last.Name, Reason: "the hop allows no streams"}
@@ -253,12 +256,15 @@ func (g *group) dial(d *dialing) {
 	}
 	g.mu.Lock()
 	g.dialing = nil
+	drop := err != nil
 	switch {
+	case away && !g.closed && g.mayLeave():
+		err = nil // who waits connects again
 	case err != nil:
 		st.transportFailed.add(1)
 		g.backOff(err)
 	case g.closed:
-		err = errPoolClosed
+		err, drop = errPoolClosed, true
 	default:
 		g.conns = append(g.conns, &pooled{Transport: t, group: g, made: time.Now()})
 		st.transports.add(1)
@@ -268,9 +274,27 @@ func (g *group) dial(d *dialing) {
 	d.err = err
 	g.mu.Unlock()
 	close(d.done)
-	if err != nil && t != nil {
+	if drop && t != nil {
 		_ = t.Close() // it came too late
 	}
+}
+
+// goingAway reports whether the hop takes no more streams on t.
+func goingAway(t Transport) bool {
+	select {
+	case <-t.Draining():
+		return true
+	default:
+		return false
+	}
+}
+
+// mayLeave notes a connection on which the hop has said nothing but that it leaves, and reports whether that
+// is no failed dial: a hop that is replaced while it runs takes the connection, and the next one reaches its
+// successor. A hop that says nothing else cannot be connected to. Called with mu held.
+func (g *group) mayLeave() bool {
+	g.leaving++
+	return g.leaving < maxTries
 }
 
 // backOff notes that the hop cannot be connected to. Called with mu held.
@@ -286,9 +310,14 @@ func (g *group) backOff(err error) {
 // answered notes that the hop has answered on t.
 func (g *group) answered(t *pooled) {
 	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.prove(t)
+}
+
+// prove notes that t leads to a hop that answers. Called with mu held.
+func (g *group) prove(t *pooled) {
 	t.proven = true
-	g.failures, g.lastErr, g.retryAt = 0, nil, time.Time{}
-	g.mu.Unlock()
+	g.failures, g.leaving, g.lastErr, g.retryAt = 0, 0, nil, time.Time{}
 }
 
 // failed gives the stream back that was set aside on t, and reports whether the request may be sent
@@ -304,12 +333,11 @@ func (g *group) failed(t *pooled, err error) bool {
 	t.inUse--
 	switch {
 	case errors.As(err, &refused):
-		t.proven = true
-		g.failures, g.lastErr, g.retryAt = 0, nil, time.Time{}
+		g.prove(t)
 		return false
 	case dead:
 		g.bury(t, err)
-		return t.proven
+		return t.proven || errors.As(err, &unprocessed) && goingAway(t)
 	}
 	return errors.As(err, &unprocessed)
 }
@@ -322,7 +350,7 @@ func (g *group) bury(t *pooled, err error) {
 		return
 	}
 	t.buried = true
-	if !t.proven && time.Since(t.made) < retryMost {
+	if !t.proven && time.Since(t.made) < retryMost && !(goingAway(t) && g.mayLeave()) {
 		if err == nil {
 			err = fmt.Errorf("the connection ended before an answer: %w", t.Err())
 		}

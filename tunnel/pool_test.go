@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"testing"
@@ -361,6 +362,57 @@ func TestPoolDrainingConnectionIsRetired(t *testing.T) {
 		}
 		old.Close()
 	})
+}
+
+// A hop that is replaced while it runs takes a connection, says that it leaves and closes: the flow goes to its
+// successor, and the hop is not left alone as one that fails. One that does nothing else is.
+func TestPoolHopLeavesAtOnce(t *testing.T) {
+	gone := &UnprocessedError{Err: &h2.StreamError{Code: h2.RefusedStream, By: h2.Peer}}
+	leaves := map[string]func(tr *fakeTransport){
+		"before the dial is over": func(tr *fakeTransport) {
+			tr.setSlots(0)
+			close(tr.draining)
+		},
+		"before it has processed a stream": func(tr *fakeTransport) {
+			tr.connect = func(context.Context, *ConnectRequest) (Stream, error) {
+				tr.setSlots(0)
+				close(tr.draining)
+				tr.Close()
+				return nil, gone
+			}
+		},
+	}
+	for name, leave := range leaves {
+		for _, tt := range []struct {
+			times int
+			ok    bool
+			dials int
+		}{{1, true, 2}, {maxTries - 1, true, maxTries}, {99, false, maxTries}} {
+			t.Run(fmt.Sprintf("%s, %d times", name, tt.times), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					p := newPoolTest(func(_ context.Context, n int) (*fakeTransport, error) {
+						tr := newFakeTransport(10)
+						if n <= tt.times {
+							leave(tr)
+						}
+						return tr, nil
+					})
+					defer p.close()
+					s, _, err := p.connect(context.Background(), p.chain, &ConnectRequest{})
+					if (err == nil) != tt.ok || p.dialled() != tt.dials {
+						t.Fatalf("connect = %v after %d handshakes, want success: %v after %d", err, p.dialled(), tt.ok, tt.dials)
+					}
+					if err == nil {
+						s.Close()
+						return
+					}
+					if _, _, err := p.connect(context.Background(), p.chain, &ConnectRequest{}); err == nil || p.dialled() != tt.dials {
+						t.Errorf("connect at once after that = %v, %d handshakes; want it to be left alone", err, p.dialled())
+					}
+				})
+			})
+		}
+	}
 }
 
 func TestPoolClose(t *testing.T) {
