@@ -107,6 +107,14 @@ func (a *admin) serve(ln net.Listener, log *slog.Logger) {
 	})
 }
 
+// release accepts no more. Answers under way go on.
+func (a *admin) release() {
+	// Ends with the last of them, or with close, which waits for it.
+	a.serving.Go(func() {
+		_ = a.server.Shutdown(context.Background()) // an error of closing the sockets, which nobody can mend
+	})
+}
+
 // close gives running answers, such as a last scrape, until ctx ends.
 func (a *admin) close(ctx context.Context) {
 	if a.server.Shutdown(ctx) != nil {

@@ -148,6 +148,13 @@ func (b *parts) close() {
 	b.sockets.closeRest()
 }
 
+// releaseAdmin leaves the admin address to another process.
+func (b *parts) releaseAdmin() {
+	if b.admin != nil {
+		b.admin.release()
+	}
+}
+
 // closeAdmin lets answers that are under way end, for a moment.
 func (b *parts) closeAdmin() {
 	if b.admin != nil {

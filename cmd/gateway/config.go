@@ -29,7 +29,8 @@ type Config struct {
 	// Memory is the budget of the process, such as `512MiB`. Half of it may be held by stream
 	// buffers. Default: half of what the machine or the control group has.
 	Memory Size `yaml:"memory"`
-	// Drain is how long live flows may run on after the first SIGTERM or SIGINT. Default 30s;
+	// Drain is how long live flows may run on after the first SIGTERM or SIGINT, and after
+	// a new process has taken this one's place (SIGUSR2). Default 30s;
 	// negative: they are cut at once.
 	Drain time.Duration `yaml:"drain"`
 	// Log says what is logged and how.

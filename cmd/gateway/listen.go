@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -93,9 +96,51 @@ func (s *sockets) find(address string) (*net.TCPListener, error) {
 	return tcp, nil
 }
 
+// files returns a handle of every socket that is open, for another process to listen on.
+func (s *sockets) files() (list []*os.File, err error) {
+	for _, address := range slices.Sorted(maps.Keys(s.open)) {
+		f, err := handle(s.open[address])
+		if errors.Is(err, net.ErrClosed) {
+			continue // a reload has no more use for it
+		}
+		if err != nil {
+			return list, err
+		}
+		list = append(list, f)
+		if strings.HasSuffix(address, ":0") {
+			return list, fmt.Errorf("the system has chosen the port for %s, and would choose another one; give the listener a port", address)
+		}
+	}
+	if len(list) > maxInherited {
+		return list, fmt.Errorf("%d sockets are open, and a new process takes over %d at most", len(list), maxInherited)
+	}
+	return list, nil
+}
+
+// handle makes a file of a socket's second handle. File of net.TCPListener would not do: its Fd makes the socket
+// blocking for every holder of a handle, and an accept loop would hang in the system.
+func handle(ln *net.TCPListener) (*os.File, error) {
+	raw, err := ln.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	second := -1
+	err2 := raw.Control(func(fd uintptr) {
+		syscall.ForkLock.RLock() // or a child that is started now would keep it
+		defer syscall.ForkLock.RUnlock()
+		if second, err = syscall.Dup(int(fd)); err == nil {
+			syscall.CloseOnExec(second)
+		}
+	})
+	if err = errors.Join(err2, err); err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(second), "socket "+ln.Addr().String()), nil
+}
+
 // duplicate makes a second handle of a socket; it fails if the first one is closed.
 func duplicate(ln *net.TCPListener) (*net.TCPListener, error) {
-	f, err := ln.File()
+	f, err := handle(ln)
 	if err != nil {
 		return nil, err
 	}

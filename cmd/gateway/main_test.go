@@ -26,8 +26,18 @@ import (
 // race detector included.
 const asGateway = "CULVERT_TEST_AS_GATEWAY"
 
+// whileStdin is a value of asGateway: the gateway ends with its standard input, and so does every process that
+// takes its place.
+const whileStdin = "while stdin"
+
 func TestMain(m *testing.M) {
-	if os.Getenv(asGateway) != "" {
+	if as := os.Getenv(asGateway); as != "" {
+		if as == whileStdin {
+			go func() { // ends the process, or with it
+				_, _ = io.Copy(io.Discard, os.Stdin)
+				os.Exit(exitFailure)
+			}()
+		}
 		main() // exits
 	}
 	os.Exit(m.Run())

@@ -41,6 +41,13 @@ func (n *notifier) ready()    { n.send("READY=1") }
 func (n *notifier) stopping() { n.send("STOPPING=1") }
 func (n *notifier) alive()    { n.send("WATCHDOG=1") }
 
+// handOver tells that the service is ready and its main process another one from now on. It is the last that the
+// service manager takes from this process, so nothing is sent after it.
+func (n *notifier) handOver(pid int) {
+	n.send(fmt.Sprintf("MAINPID=%d\nREADY=1\nWATCHDOG=1", pid))
+	n.close()
+}
+
 // reloading announces a reload, which ends with ready. The time is what Type=notify-reload asks for.
 func (n *notifier) reloading() {
 	n.send(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", monotonicMicros()))
@@ -61,5 +68,6 @@ func (n *notifier) interval() time.Duration { return n.watchdog / 2 }
 func (n *notifier) close() {
 	if n.conn != nil {
 		_ = n.conn.Close()
+		n.conn = nil
 	}
 }

@@ -27,7 +27,9 @@ func runCommand() *cobra.Command {
   gateway run -c gateway.yaml                                    anything
 
 The first SIGTERM or SIGINT drains: no new flows, those that live go on until --drain is
-over. A second one ends at once. SIGHUP, or a change of FILE, reloads.`,
+over. A second one ends at once. SIGHUP, or a change of FILE, reloads. SIGUSR2 puts a new
+process, of the program that is installed now, in the place of this one: it takes the
+sockets over, so that no connection is refused, and this one drains.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r.changed = cmd.Flags().Changed
@@ -50,7 +52,7 @@ func run(cmd *cobra.Command, r *runFlags) error {
 	// A log that nobody reads any more must not end the gateway.
 	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR2)
 	defer signal.Stop(signals)
 	log := newLogging(cmd.ErrOrStderr(), cfg.Log)
 	if err := noCoreDumps(); err != nil {
@@ -61,6 +63,10 @@ func run(cmd *cobra.Command, r *runFlags) error {
 		log.Warn("the service manager will not hear of this gateway", "err", err)
 	}
 	defer notify.close()
+	before, err := inheritPredecessor()
+	if err != nil {
+		return failed(err)
+	}
 	s, err := inheritSockets()
 	if err != nil {
 		return failed(err)
@@ -70,7 +76,7 @@ func run(cmd *cobra.Command, r *runFlags) error {
 		return failed(asFaults(cfg, p, err))
 	}
 	defer b.close()
-	m := &manager{parts: b, flags: r, notify: notify, signals: signals}
+	m := &manager{parts: b, flags: r, notify: notify, signals: signals, before: before}
 	return failed(m.loop(cmd.Context()))
 }
 
@@ -80,12 +86,22 @@ type manager struct {
 	flags   *runFlags
 	notify  *notifier
 	signals <-chan os.Signal
+
+	before     *predecessor // waits for this process to be ready; nil: nobody does
+	next       *successor   // is to take the place of this process; nil: none is
+	handedOver bool         // and has taken it
 }
 
 // loop runs until a signal, or ctx, has ended the gateway.
 func (m *manager) loop(ctx context.Context) error {
 	m.setReady(true)
-	m.notify.ready()
+	alive := m.watchdog()
+	defer alive.Stop()
+	if m.before == nil {
+		m.notify.ready()
+	} else if err := m.before.ready(); err != nil { // else it tells the service manager, which does not know us yet
+		return m.drain(err.Error(), alive.C)
+	}
 	var file *fileWatch
 	var look <-chan time.Time
 	if m.flags.file != "" {
@@ -94,22 +110,31 @@ func (m *manager) loop(ctx context.Context) error {
 		defer ticker.Stop()
 		look = ticker.C
 	}
-	alive := m.watchdog()
-	defer alive.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return m.drain(ctx.Err().Error(), alive.C)
 		case s := <-m.signals:
-			if s != syscall.SIGHUP {
+			switch s {
+			case syscall.SIGUSR2:
+				m.restart()
+			case syscall.SIGHUP:
+				if file != nil {
+					file.changed() // what is there now is about to be read
+				}
+				m.reload(ctx, "SIGHUP")
+			default:
+				m.giveUpRestart()
 				return m.drain(s.String(), alive.C)
 			}
-			if file != nil {
-				file.changed() // what is there now is about to be read
+		case err := <-m.restarted():
+			if err == nil {
+				m.handOver()
+				return m.drain("a new process serves", alive.C)
 			}
-			m.reload(ctx, "SIGHUP")
+			m.notRestarted(err)
 		case <-look:
-			if file.changed() {
+			if m.next == nil && file.changed() { // a new process reads it itself
 				m.reload(ctx, "the file changed")
 			}
 		case <-alive.C:
@@ -137,9 +162,11 @@ func (m *manager) setReady(ready bool) {
 // drain ends the gateway: no new flows, and those that live go on until the configured time is over or a
 // second signal comes.
 func (m *manager) drain(why string, alive <-chan time.Time) error {
-	m.notify.stopping()
-	if m.admin != nil {
-		m.admin.draining.Store(true)
+	if !m.handedOver {
+		m.notify.stopping()
+		if m.admin != nil {
+			m.admin.draining.Store(true)
+		}
 	}
 	grace := m.cfg.drain()
 	m.log.Info("draining", "reason", why, "flows", m.tunnel.Stats().Active, "grace", grace)
@@ -150,6 +177,7 @@ func (m *manager) drain(why string, alive <-chan time.Time) error {
 	done := make(chan error, 1)
 	// Ends with the last flow, with ctx, or with the process after a second signal; waited for below.
 	go func() { done <- m.tunnel.Drain(ctx) }()
+	told := false // to end, after a new process has taken the place of this one
 	for {
 		select {
 		case err := <-done:
@@ -160,12 +188,18 @@ func (m *manager) drain(why string, alive <-chan time.Time) error {
 			}
 			return nil
 		case s := <-m.signals:
-			if s == syscall.SIGHUP {
-				continue
+			switch {
+			case s == syscall.SIGHUP, s == syscall.SIGUSR2:
+			case m.handedOver && !told:
+				told = true // a service manager tells all processes of a service; this one ends already
+			default:
+				left := m.tunnel.Stats().Active
+				end(errForced)
+				return forced(s, left, done)
 			}
-			left := m.tunnel.Stats().Active
-			end(errForced)
-			return forced(s, left, done)
+		case <-m.successorEnded():
+			m.log.Error("the new process has ended; nothing is accepted until a gateway is started", "state", m.next.cmd.ProcessState.String())
+			m.next = nil
 		case <-alive:
 			m.notify.alive()
 		}

@@ -105,6 +105,9 @@ func start(t *testing.T, cmd *exec.Cmd) *process {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	for _, f := range cmd.ExtraFiles {
+		_ = f.Close() // the process has its own
+	}
 	go func() { // ends with the process, which the cleanup ends and waits for
 		_ = cmd.Wait() // killed, mostly
 		close(p.done)
@@ -313,6 +316,21 @@ type gateway struct {
 // gateway starts one with the identity name. flag is that of its listener, of which $ADDR becomes the address.
 func (m *mesh) gateway(t *testing.T, name string, flag ...string) *gateway {
 	t.Helper()
+	g, cmd := m.command(t, name, flag...)
+	g.process = start(t, cmd)
+	within(t, "gateway ready", func() error {
+		if err := g.alive(); err != nil {
+			t.Fatal(err)
+		}
+		_, err := g.get("/readyz")
+		return err
+	})
+	return g
+}
+
+// command is how gateway starts one.
+func (m *mesh) command(t *testing.T, name string, flag ...string) (*gateway, *exec.Cmd) {
+	t.Helper()
 	if os.Getenv(asGateway) != "" {
 		t.Fatal("this is the gateway, and TestMain did not notice")
 	}
@@ -336,19 +354,10 @@ func (m *mesh) gateway(t *testing.T, name string, flag ...string) *gateway {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer f.Close()
-		defer l.Close()
+		_ = l.Close()
 		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 	}
-	g.process = start(t, cmd)
-	within(t, "gateway ready", func() error {
-		if err := g.alive(); err != nil {
-			t.Fatal(err)
-		}
-		_, err := g.get("/readyz")
-		return err
-	})
-	return g
+	return g, cmd
 }
 
 func (m *mesh) exit(t *testing.T, more ...string) *gateway {
