@@ -22,11 +22,14 @@ const whileStdin = "while stdin"
 
 // lineage is a gateway and those that have taken its place.
 type lineage struct {
-	*gateway             // its process is the first one
-	log      string      // of all of them
-	pids     []int       // the first one is first; the last one serves
-	left     []time.Time // when each but the last was told to leave its place
+	*gateway              // its process is the first one
+	log      string       // of all of them
+	pids     []int        // the first one is first; the last one serves
+	turns    []changeover // one for each but the last
 }
+
+// changeover is when a process was told to leave its place, and when it had.
+type changeover struct{ told, left time.Time }
 
 // lineage starts the first gateway. program is what it is started from, "" for the tests themselves.
 func (m *mesh) lineage(t *testing.T, name, program string, env []string, flag ...string) *lineage {
@@ -143,7 +146,7 @@ func (l *lineage) ready(t *testing.T) {
 // restart puts a new process in the place of the one that serves.
 func (l *lineage) restart(t *testing.T) {
 	t.Helper()
-	l.left = append(l.left, time.Now())
+	told := time.Now()
 	l.signal(t, syscall.SIGUSR2)
 	m := l.logs(t, len(l.pids), `msg="restarted: the new process serves" pid=(\d+)`)
 	pid, err := strconv.Atoi(m[1])
@@ -151,6 +154,7 @@ func (l *lineage) restart(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.pids = append(l.pids, pid)
+	l.turns = append(l.turns, changeover{told, time.Now()})
 }
 
 // keeps sends SIGUSR2 to a gateway that must not leave its place, for the given reason.
