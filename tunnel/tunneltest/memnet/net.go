@@ -3,11 +3,14 @@ package memnet
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // backlog is how many connections wait for Accept before Dial does.
@@ -20,6 +23,8 @@ type Net struct {
 	names     map[string][]netip.Addr
 	silent    map[netip.AddrPort]bool
 	dials     map[netip.AddrPort]int
+	open      map[*Conn]struct{}
+	links     func(from netip.Addr, to netip.AddrPort) (out, back Link)
 	nextPort  uint16
 }
 
@@ -27,7 +32,8 @@ type Net struct {
 func New() *Net {
 	return &Net{
 		listeners: make(map[netip.AddrPort]*Listener), names: make(map[string][]netip.Addr),
-		silent: make(map[netip.AddrPort]bool), dials: make(map[netip.AddrPort]int), nextPort: 40000,
+		silent: make(map[netip.AddrPort]bool), dials: make(map[netip.AddrPort]int),
+		open: make(map[*Conn]struct{}), nextPort: 40000,
 	}
 }
 
@@ -72,6 +78,47 @@ func (n *Net) Dials(addr netip.AddrPort) int {
 	return n.dials[addr]
 }
 
+// Over makes connections that are dialled from now on go over the links that of returns: out from who dials, and
+// back. of is called for each of them, and not for two at once.
+func (n *Net) Over(of func(from netip.Addr, to netip.AddrPort) (out, back Link)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.links = of
+}
+
+// Cut breaks all connections that were made to addr, for both ends; see Conn.Cut.
+func (n *Net) Cut(addr netip.AddrPort) {
+	for _, c := range n.Open() {
+		if c.remote == addr {
+			c.Cut()
+		}
+	}
+}
+
+// Open returns the ends of connections that were dialled and are not closed.
+func (n *Net) Open() []*Conn {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Collect(maps.Keys(n.open))
+}
+
+func (n *Net) remember(conns ...*Conn) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, c := range conns {
+		c.net, n.open[c] = n, struct{}{}
+	}
+}
+
+// forget takes an end that is closed off the books; n may be nil.
+func (n *Net) forget(c *Conn) {
+	if n != nil {
+		n.mu.Lock()
+		delete(n.open, c)
+		n.mu.Unlock()
+	}
+}
+
 // Resolve returns the addresses of a name.
 func (n *Net) Resolve(_ context.Context, host string) ([]netip.Addr, error) {
 	n.mu.Lock()
@@ -99,22 +146,43 @@ func (n *Net) dial(ctx context.Context, local netip.Addr, to netip.AddrPort) (*C
 	n.dials[to]++
 	n.nextPort++
 	from := netip.AddrPortFrom(local, n.nextPort)
+	var out, back Link
+	if n.links != nil {
+		out, back = n.links(local, to)
+	}
 	n.mu.Unlock()
-	switch {
-	case silent:
+	if silent {
 		<-ctx.Done()
 		return nil, ctx.Err()
-	case l == nil:
+	}
+	if err := sleep(ctx, out.Connect+out.Delay+back.Delay); err != nil {
+		return nil, err
+	}
+	if l == nil {
 		return nil, os.NewSyscallError("connect", syscall.ECONNREFUSED)
 	}
-	ours, theirs := Pipe(from, to)
+	ours, theirs := PipeOver(from, to, out, back)
+	n.remember(ours, theirs)
+	err := l.offer(ctx, theirs)
+	if err != nil {
+		_ = ours.Close()
+		_ = theirs.Close()
+		return nil, err
+	}
+	return ours, nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
 	select {
-	case l.conns <- theirs:
-		return ours, nil
-	case <-l.done:
-		return nil, os.NewSyscallError("connect", syscall.ECONNREFUSED)
+	case <-t.C:
+		return nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
 }
 
@@ -142,6 +210,23 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
+// offer puts c into the backlog.
+func (l *Listener) offer(ctx context.Context, c *Conn) error {
+	select {
+	case l.conns <- c:
+	case <-l.done:
+		return os.NewSyscallError("connect", syscall.ECONNREFUSED)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-l.done: // Close may have emptied the backlog before
+		l.refuseWaiting()
+	default:
+	}
+	return nil
+}
+
 // Close ends the listener and resets the connections that wait.
 func (l *Listener) Close() error {
 	l.once.Do(func() {
@@ -150,13 +235,18 @@ func (l *Listener) Close() error {
 		l.n.mu.Unlock()
 		close(l.done)
 	})
+	l.refuseWaiting()
+	return nil
+}
+
+func (l *Listener) refuseWaiting() {
 	for {
 		select {
 		case c := <-l.conns:
 			_ = c.SetLinger(0)
 			_ = c.Close()
 		default:
-			return nil
+			return
 		}
 	}
 }
