@@ -7,6 +7,9 @@ BENCH     ?= .
 COUNT     ?= 1
 FUZZTIME  ?= 30s
 HOURS     ?= 1
+ROUNDS    ?= 5
+PAIRS     ?=
+MEASURES  ?=
 TIMEOUT   ?= 20m
 
 # Tests against programs that are not ours, by name. They run in `make test` and `make conformance`, not in `make check`.
@@ -22,7 +25,7 @@ SUITE := gotestsum --format pkgname --format-icons text --jsonfile
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help run build setup tools test check lint race costs portable conformance soak bench fuzz clean
+.PHONY: help run build setup tools test check lint race costs portable conformance soak bench compare fuzz clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +81,10 @@ soak: setup ## the suite with long counts: SOAK=1 and HOURS (default 1) reach th
 
 bench: ## Go benchmarks: BENCH=regexp, COUNT=10 for benchstat
 	@$(GO) test -vet=off -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) $(PKG)
+
+compare: build ## this gateway pair beside others, in turn: PAIRS=…, MEASURES=…, ROUNDS=5
+	@$(GO) build -o .build/compare ./bench/compare
+	@.build/compare -rounds $(ROUNDS) -pairs '$(PAIRS)' -measures '$(MEASURES)' -out .build/results
 
 fuzz: ## every fuzz target for FUZZTIME (default 30s)
 	@.ci/fuzz $(FUZZTIME)

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// openWorkers open streams at the same time, each one after another.
+	openWorkers = 16
+	// openPatience bounds one of them.
+	openPatience = 20 * time.Second
+	// openSettled is what proxies have to clear up before their processor time is read again.
+	openSettled = 300 * time.Millisecond
+)
+
+// takeOpens measures how many streams a second can be opened, used for a byte each way, and closed.
+func takeOpens(ctx context.Context, _ *site, r *running, size *size) (values, error) {
+	if err := openOnce(r.entry, 1); err != nil {
+		return nil, err
+	}
+	before, err := r.usage()
+	if err != nil {
+		return nil, err
+	}
+	var opened, failed atomic.Int64
+	start := time.Now()
+	var workers sync.WaitGroup
+	for i := range openWorkers {
+		workers.Go(func() { // ends with the time; Wait below
+			for time.Since(start) < size.opens && ctx.Err() == nil {
+				if err := openOnce(r.entry, 1+i); err != nil {
+					failed.Add(1)
+					_ = pause(ctx, startPoll) // a refusal is quick; it shall not become a flood
+				} else {
+					opened.Add(1)
+				}
+			}
+		})
+	}
+	workers.Wait()
+	took := time.Since(start)
+	if err := pause(ctx, openSettled); err != nil {
+		return nil, err
+	}
+	after, err := r.usage()
+	if err != nil {
+		return nil, err
+	}
+	n := float64(opened.Load())
+	if n == 0 {
+		return nil, errors.New("no stream could be opened")
+	}
+	return values{
+		colOpens:      n / took.Seconds(),
+		colOpenCPU:    float64(after.cpu-before.cpu) / n / microsecond,
+		colOpenErrors: float64(failed.Load()),
+	}, nil
+}
+
+// openOnce opens a stream from a source address, and closes it after a byte each way.
+func openOnce(addr string, source int) error {
+	c, err := dialFrom(addr, source)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(openPatience)); err != nil {
+		return err
+	}
+	if _, err := c.Write([]byte{askEcho, 'x'}); err != nil {
+		return err
+	}
+	_, err = io.ReadFull(c, make([]byte, 1))
+	return err
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+)
+
+// What a client asks the target for with the first byte it sends.
+const (
+	askSource = 's' // send without end
+	askSink   = 'k' // read and drop everything
+	askEcho   = 'e' // send small messages back, each as it comes
+	askMirror = 'm' // send everything back, and end when the client has ended
+)
+
+const (
+	// bulkBytes is what source, sink and clients move at once: large, so that what is measured is the proxies.
+	bulkBytes = 256 << 10
+	// messageBytes is a message of the round-trip measures, a keystroke or a small request.
+	messageBytes = 64
+)
+
+// target is the server behind every pair. It runs in the process that measures.
+type target struct {
+	ln       net.Listener
+	received atomic.Int64 // bytes that sinks have read
+	served   sync.WaitGroup
+	source   []byte
+}
+
+func newTarget() (*target, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	t := &target{ln: ln, source: make([]byte, bulkBytes)}
+	for i := range t.source {
+		t.source[i] = byte(i * 7)
+	}
+	t.served.Go(func() { // until the listener is closed; close waits
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			t.served.Go(func() { t.serve(c) }) // until the client or its proxy ends; close waits
+		}
+	})
+	return t, nil
+}
+
+// close ends the target when everybody has left it.
+func (t *target) close() {
+	_ = t.ln.Close()
+	t.served.Wait()
+}
+
+func (t *target) addr() string { return t.ln.Addr().String() }
+
+// serve does what the client asks for. Faults are the client's to notice.
+func (t *target) serve(c net.Conn) {
+	defer c.Close()
+	var ask [1]byte
+	if _, err := io.ReadFull(c, ask[:]); err != nil {
+		return
+	}
+	switch ask[0] {
+	case askSource:
+		for {
+			if _, err := c.Write(t.source); err != nil {
+				return
+			}
+		}
+	case askSink:
+		buf := make([]byte, bulkBytes)
+		for {
+			n, err := c.Read(buf)
+			t.received.Add(int64(n))
+			if err != nil {
+				return
+			}
+		}
+	case askEcho:
+		echo(c, make([]byte, messageBytes))
+	case askMirror:
+		echo(c, make([]byte, bulkBytes))
+	}
+}
+
+func echo(c net.Conn, buf []byte) {
+	for {
+		n, err := c.Read(buf)
+		if err != nil {
+			return
+		}
+		if _, err := c.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// clockTick is the unit of times in /proc: USER_HZ, which is 100 on every Linux that Go runs on.
+const clockTick = 10 * time.Millisecond
+
+// procStat is what /proc says of a process.
+type procStat struct {
+	pid, parent int
+	start       uint64        // when it started, so that a number used again is not taken for it
+	cpu         time.Duration // its own, and that of its children it has waited for
+}
+
+// readStat reads /proc/PID/stat.
+func readStat(pid int) (procStat, error) {
+	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return procStat{}, err
+	}
+	// The name in parentheses may hold anything, so fields are counted from the last parenthesis; the first one after
+	// it is field 3, state (proc_pid_stat(5)).
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	if len(fields) < 20 {
+		return procStat{}, fmt.Errorf("stat of process %d has %d fields", pid, len(fields))
+	}
+	number := func(field int) uint64 {
+		n, err := strconv.ParseUint(fields[field-3], 10, 64)
+		if err != nil {
+			return 0 // cutime and cstime are signed on paper only
+		}
+		return n
+	}
+	ticks := number(14) + number(15) + number(16) + number(17)
+	return procStat{pid: pid, parent: int(number(4)), start: number(22), cpu: time.Duration(ticks) * clockTick}, nil
+}
+
+// descendants lists the processes below pid, not pid itself.
+func descendants(pid int) []procStat {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil
+	}
+	children := make(map[int][]procStat)
+	for _, dir := range dirs {
+		n, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			continue
+		}
+		if st, err := readStat(n); err == nil { // else it has ended meanwhile
+			children[st.parent] = append(children[st.parent], st)
+		}
+	}
+	var found []procStat
+	for next := []int{pid}; len(next) > 0; next = next[1:] {
+		for _, st := range children[next[0]] {
+			found = append(found, st)
+			next = append(next, st.pid)
+		}
+	}
+	return found
+}
+
+// end waits a moment for a descendant of a process that has ended, and then kills it.
+func (st procStat) end() {
+	gone := func() bool {
+		now, err := readStat(st.pid)
+		return err != nil || now.start != st.start
+	}
+	for deadline := time.Now().Add(endPatience); !gone(); time.Sleep(startPoll) {
+		if time.Now().After(deadline) {
+			_ = syscall.Kill(st.pid, syscall.SIGKILL)
+			deadline = deadline.Add(endPatience)
+		}
+	}
+}
+
+// usage is what the processes of a pair have used and hold.
+type usage struct {
+	cpu           time.Duration
+	residentBytes int64
+}
+
+// usageOf adds up processes and all below them.
+func usageOf(list []*process) (usage, error) {
+	var u usage
+	for _, p := range list {
+		st, err := readStat(p.cmd.Process.Pid)
+		if err != nil {
+			return u, fmt.Errorf("the %s: %w: %s", p.name, err, p.tail())
+		}
+		for _, st := range append(descendants(st.pid), st) {
+			u.cpu += st.cpu
+			resident, err := residentBytes(st.pid)
+			if err != nil && st.pid == p.cmd.Process.Pid {
+				return u, err
+			}
+			u.residentBytes += resident
+		}
+	}
+	return u, nil
+}
+
+// residentBytes reads Rss of /proc/PID/smaps_rollup, which is counted anew with every reading; statm lags behind.
+func residentBytes(pid int) (int64, error) {
+	f, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "smaps_rollup"))
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if rest, ok := strings.CutPrefix(lines.Text(), "Rss:"); ok {
+			kilobytes, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(rest, "kB")), 10, 64)
+			return kilobytes << 10, err
+		}
+	}
+	return 0, fmt.Errorf("no Rss in smaps_rollup of process %d", pid)
+}
