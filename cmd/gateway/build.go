@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -95,9 +94,9 @@ func (b *parts) openAdmin(cfg *Config) error {
 	if cfg.Admin.Address == "" {
 		return nil
 	}
-	ln, err := b.sockets.listen(cfg.Admin.Address)
+	ln, err := listenAdmin(b.sockets, cfg.Admin.Address)
 	if err != nil {
-		return fmt.Errorf("admin address: %w", err)
+		return err
 	}
 	b.adminAt = ln
 	return nil

@@ -106,11 +106,7 @@ func (m *manager) moveAdmin(cfg *Config) (net.Listener, error) {
 	if cfg.Admin.Address == "" {
 		return nil, nil
 	}
-	ln, err := m.sockets.listen(cfg.Admin.Address)
-	if err != nil {
-		return nil, fmt.Errorf("admin address: %w", err)
-	}
-	return ln, nil
+	return listenAdmin(m.sockets, cfg.Admin.Address)
 }
 
 // restartOnly says which changes wait for the next start.
