@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -124,7 +125,7 @@ func (l *listener) acceptLoop() {
 			continue // the peer has gone between its handshake and now: one error for each such peer
 		}
 		if pause == 0 {
-			l.g.env.Log.Warn("accepting pauses", "listener", l.conf.Load().name, "err", err, "reason", acceptHint(err))
+			l.g.env.Log.Warn("accepting pauses", "listener", l.conf.Load().name, "err", err, "reason", cmp.Or(shortage(err), "the socket does not accept"))
 		}
 		pause = min(max(2*pause, acceptPauseFirst), acceptPauseMost)
 		l.shedWaiting(err)
@@ -132,7 +133,8 @@ func (l *listener) acceptLoop() {
 	}
 }
 
-func acceptHint(err error) string {
+// shortage says what the system lacks, and where to get it, if err is about that.
+func shortage(err error) string {
 	switch {
 	case errors.Is(err, syscall.EMFILE):
 		return "the process has no more files; raise its limit (LimitNOFILE=, ulimit -n)"
@@ -140,8 +142,10 @@ func acceptHint(err error) string {
 		return "the system has no more files (fs.file-max)"
 	case errors.Is(err, syscall.ENOMEM), errors.Is(err, syscall.ENOBUFS):
 		return "the system has no more memory"
+	case errors.Is(err, syscall.EADDRNOTAVAIL), errors.Is(err, syscall.EADDRINUSE):
+		return "no local port is free for that destination (net.ipv4.ip_local_port_range)"
 	}
-	return "the socket does not accept"
+	return ""
 }
 
 // sleep waits for d or until the gateway closes. A Drain waits no longer than acceptPauseMost.

@@ -96,7 +96,7 @@ func (g *Gateway) dialHop(ctx context.Context, hop *Hop, t Target) (net.Conn, er
 	}
 	nc, err := dialAny(ctx, g.env.Dial, addrs, t.Port)
 	if err != nil {
-		return nil, &Error{Cause: CauseOf(err), Hop: hop.Name, Err: err}
+		return nil, &Error{Cause: CauseOf(err), Hop: hop.Name, Reason: shortage(err), Err: err}
 	}
 	tuneTransport(nc)
 	return nc, nil

@@ -49,6 +49,9 @@ func (g *Gateway) openDirect(ctx context.Context, f *Flow) (Conn, error) {
 	nc, err := dialAny(ctx, g.env.Dial, addrs, t.Port)
 	if err != nil {
 		g.stats.dialFailures.add(1)
+		if reason := shortage(err); reason != "" {
+			return nil, &Error{Cause: CauseOf(err), Reason: reason, Err: err}
+		}
 		return nil, fmt.Errorf("dial: %w", timedOut(ctx, err))
 	}
 	return newSocket(nc), nil

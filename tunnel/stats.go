@@ -41,7 +41,8 @@ type Stats struct {
 	// apps that did not get through theirs.
 	TLSRefused, CaptureFailed int64
 	// AcceptErrors are errors of accepting connections, Shed connections that were closed at once because
-	// files, memory or a listener's limit were used up.
+	// files, memory or a listener's limit were used up. A flow for which there was no file, port or memory
+	// to dial with is none of them: it is in Ended as "full".
 	AcceptErrors, Shed int64
 	// Connections is how many accepted connections are open.
 	Connections int64

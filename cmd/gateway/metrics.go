@@ -68,7 +68,7 @@ func (c *collector) counters() {
 	add("tls_refused_total", "Peers that did not get through the TLS handshake.", func(s *tunnel.Stats) int64 { return s.TLSRefused })
 	add("capture_failed_total", "Apps that did not get through the handshake of their way, such as SOCKS5.", func(s *tunnel.Stats) int64 { return s.CaptureFailed })
 	add("accept_errors_total", "Errors of accepting connections.", func(s *tunnel.Stats) int64 { return s.AcceptErrors })
-	add("shed_total", "Connections closed at once because files, memory or a listener's limit were used up.", func(s *tunnel.Stats) int64 { return s.Shed })
+	add("shed_total", "Accepted connections closed at once because files, memory or a listener's limit were used up; flows that could not be dialled for it end as full.", func(s *tunnel.Stats) int64 { return s.Shed })
 	add("dials_total", "Connections to destinations, tried.", func(s *tunnel.Stats) int64 { return s.Dials })
 	add("dial_failures_total", "Connections to destinations that failed.", func(s *tunnel.Stats) int64 { return s.DialFailures })
 	add("transport_dials_total", "Connections to hops, tried.", func(s *tunnel.Stats) int64 { return s.TransportDials })
