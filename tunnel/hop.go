@@ -3,6 +3,7 @@ package tunnel
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 
 	"culvert/pki/spiffe"
@@ -19,6 +20,7 @@ type Hop struct {
 
 	endpoints      []endpoint
 	streamsPerConn int
+	spread         int // connections that flows are spread over
 }
 
 // endpoint is one address of a hop.
@@ -29,9 +31,12 @@ type endpoint struct {
 
 // newHop makes the Hop called name of its configuration, which has been validated.
 func newHop(name string, c *HopConfig) (*Hop, error) {
-	h := &Hop{Name: name, Transport: c.Transport, streamsPerConn: c.StreamsPerConnection}
+	h := &Hop{Name: name, Transport: c.Transport, streamsPerConn: c.StreamsPerConnection, spread: c.Connections}
 	if h.streamsPerConn <= 0 {
 		h.streamsPerConn = defaultStreamsPerConn
+	}
+	if h.spread <= 0 {
+		h.spread = min(runtime.GOMAXPROCS(0), maxDefaultSpread)
 	}
 	if h.Transport == "" {
 		h.Transport = TransportH2
@@ -64,7 +69,7 @@ func newHop(name string, c *HopConfig) (*Hop, error) {
 // address or identity is another hop.
 func (h *Hop) key() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s %s %d", h.Name, h.Transport, h.Identity, h.streamsPerConn)
+	fmt.Fprintf(&b, "%s %s %s %d %d", h.Name, h.Transport, h.Identity, h.streamsPerConn, h.spread)
 	for _, e := range h.endpoints {
 		fmt.Fprintf(&b, " %s*%d", e.target, e.weight)
 	}

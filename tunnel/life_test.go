@@ -167,7 +167,7 @@ func TestReload(t *testing.T) {
 				{Name: "apps", Kind: tunnel.KindSOCKS5, Address: "127.0.0.1:1080"},
 				{Name: "plain", Kind: tunnel.KindForward, Address: "127.0.0.1:8080", To: "10.0.0.2:80"},
 			},
-			Hops: map[string]tunnel.HopConfig{"exit": {Address: tunneltest.ExitListen}},
+			Hops: map[string]tunnel.HopConfig{"exit": {Address: tunneltest.ExitListen, Connections: 1}},
 			Routes: []tunnel.RouteConfig{
 				{Listeners: []string{"plain"}, Via: []string{"exit"}},
 				{Listeners: []string{"apps"}, Hosts: []string{"only.example"}, Via: []string{"exit"}},

@@ -15,6 +15,9 @@ const (
 	// defaultStreamsPerConn is how many streams a connection to a hop carries before another one is
 	// opened, as ztunnel does (POOL_MAX_STREAMS_PER_CONNECTION).
 	defaultStreamsPerConn = 100
+	// maxDefaultSpread bounds over how many connections the flows to a hop are spread by default. One is read
+	// and written by one processor at a time.
+	maxDefaultSpread = 4
 	// spareFraction is the part of one connection's streams that a hop should have free: with fewer,
 	// another connection is made beside, so that no flow waits for a handshake.
 	spareFraction = 10
@@ -194,8 +197,8 @@ func (g *group) take(ctx context.Context) (*pooled, error) {
 	}
 }
 
-// roomiest returns the transport with the most free streams, nil if none has one, and whether hardly any
-// are free on all of them. Called with mu held; a transport's Slots does not wait.
+// roomiest returns the transport with the most free streams, nil if none has one, and whether another should
+// be made beside: hardly any are free on all of them, or flows share one that should be spread. Called with mu held; a transport's Slots does not wait.
 func (g *group) roomiest() (best *pooled, scarce bool) {
 	most, free, limit := 0, 0, g.chain.last.streamsPerConn
 	for _, t := range g.conns {
@@ -209,7 +212,11 @@ func (g *group) roomiest() (best *pooled, scarce bool) {
 		}
 		free += max(room, 0)
 	}
-	return best, best != nil && free <= (best.inUse+most)/spareFraction
+	if best == nil {
+		return nil, false
+	}
+	shared := best.inUse > 0 && len(g.conns) < g.chain.last.spread
+	return best, shared || free <= (best.inUse+most)/spareFraction
 }
 
 // barren counts the transports that the hop allows no streams on, though we would have them. Called with mu

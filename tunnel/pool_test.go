@@ -97,6 +97,41 @@ func TestPoolOneHandshakeAtATime(t *testing.T) {
 	})
 }
 
+// Flows that live at the same time are spread over a few connections, and none of them waits for that.
+func TestPoolSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPoolTest(slowly(1000))
+		defer p.close()
+		p.chain.last.spread = 3
+		first := p.open(t)
+		time.Sleep(2 * time.Second)
+		if p.dialled() != 1 {
+			t.Fatalf("%d handshakes for one flow, want 1", p.dialled())
+		}
+		list := []Stream{first}
+		for range 8 {
+			start := time.Now()
+			list = append(list, p.open(t))
+			if time.Since(start) != 0 {
+				t.Errorf("a flow waited %v for a connection although one had room", time.Since(start))
+			}
+			time.Sleep(2 * time.Second)
+		}
+		conns := p.chain.group(p.pool).conns
+		if p.dialled() != 3 || len(conns) != 3 {
+			t.Fatalf("%d handshakes for %d flows, want 3", p.dialled(), len(list))
+		}
+		for i, one := range conns {
+			if one.inUse != 3 {
+				t.Errorf("connection %d carries %d of %d flows, want a third", i, one.inUse, len(list))
+			}
+		}
+		for _, s := range list {
+			s.Close()
+		}
+	})
+}
+
 func TestPoolSeveralConnectionsToAHotHop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPoolTest(slowly(1000))

@@ -208,6 +208,9 @@ func (v *validator) hop(name string, h *HopConfig) {
 	if h.StreamsPerConnection < 0 {
 		v.note(at+".streamsPerConnection", "streamsPerConnection is negative; it should be 1 or more, or left out")
 	}
+	if h.Connections < 0 {
+		v.note(at+".connections", "the number is negative; it should be 1 or more, or left out")
+	}
 	if h.Identity != "" {
 		if _, err := spiffe.Parse(h.Identity); err != nil {
 			v.note(at+".identity", "%v; it should be like spiffe://cluster.local/ns/default/sa/gw", err)

@@ -71,7 +71,7 @@ func NewPair(tb testing.TB, o Options) *Pair {
 	}
 	entry := &tunnel.Config{
 		Listeners: []tunnel.ListenerConfig{{Name: appsListener, Kind: tunnel.KindSOCKS5, Address: "127.0.0.1:1080"}},
-		Hops:      map[string]tunnel.HopConfig{"exit": {Address: ExitListen}},
+		Hops:      map[string]tunnel.HopConfig{"exit": {Address: ExitListen, Connections: 1}},
 		Routes:    []tunnel.RouteConfig{{Listeners: []string{appsListener}, Via: []string{"exit"}}},
 	}
 	p.Exit = NewGateway(tb, p.Net, ExitAddr, o.ExitID, exit, o.Exit, o.ExitEnv, o.Log)
