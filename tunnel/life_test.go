@@ -527,7 +527,7 @@ func TestCloseInEveryPhase(t *testing.T) {
 func TestWithdrawnRequests(t *testing.T) {
 	answer := make(chan struct{})
 	p := tunneltest.NewPair(t, tunneltest.Options{Entry: func(c *tunnel.Config) {
-		c.Hops["exit"] = tunnel.HopConfig{Address: "10.0.0.3:15008"}
+		c.Hops["exit"] = tunnel.HopConfig{Address: "10.0.0.3:15008", Connections: 1}
 	}})
 	var resets, waited atomic.Int64
 	newFakeHop(t, p.Net, p.CA.Issue(t, "cluster.local", "default", "far"), "10.0.0.3:15008", func(s *h2.Stream) {

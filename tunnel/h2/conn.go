@@ -74,6 +74,7 @@ type Conn struct {
 
 	// end of life (conn_close.go, conn_ping.go)
 	err         *ConnError
+	sendErr     *ConnError    // why nothing can be written any more, while what has arrived is still read
 	draining    bool          // we sent GOAWAY; streams of the peer above goAwayID are not taken
 	goAwayID    uint32        // last stream id in our GOAWAY
 	peerGoAway  bool          // the peer sent GOAWAY: Open fails

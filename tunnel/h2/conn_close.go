@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
+	"syscall"
 	"time"
 )
 
@@ -22,7 +24,7 @@ func (c *Conn) failLocked(err *ConnError) {
 		return
 	}
 	c.err = err
-	if err.By == Local {
+	if err.By == Local && c.sendErr == nil {
 		c.ctrl = appendGoAway(c.ctrl, c.lastPeerID, err.Code, err.Reason)
 	} else {
 		c.ctrl = c.ctrl[:0]
@@ -51,6 +53,29 @@ func (c *Conn) failLocked(err *ConnError) {
 	}
 	c.nc.SetWriteDeadline(time.Now().Add(writeStall))
 	c.kick()
+}
+
+// readRest is how long a connection that cannot be written any more is read on.
+const readRest = time.Second
+
+// sendFailed ends the sending side of a connection whose socket takes nothing more. What the peer has sent
+// before may still lie there to be read: the last bytes and ends of streams, a GOAWAY, a TLS alert that says
+// why. So the connection ends when reading does. Called with mu held.
+func (c *Conn) sendFailed(err error) {
+	c.ctrl = c.ctrl[:0]
+	if c.err != nil || c.sendErr != nil {
+		return
+	}
+	c.sendErr = &ConnError{Code: InternalError, By: Network, Reason: "write", Err: err}
+	for _, s := range c.streams {
+		if s.werr == nil {
+			s.werr = c.sendErr
+		}
+		c.ring.remove(s)
+		s.wcond.Broadcast()
+	}
+	c.openCond.Broadcast()
+	_ = c.nc.SetReadDeadline(time.Now().Add(readRest)) // a closed socket needs none
 }
 
 // finish closes the socket of a connection that has ended and has nothing left to write. After an
@@ -226,6 +251,10 @@ const maxDebugBytes = 200
 func (c *Conn) readFailed(err error) *ConnError {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	silent := errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, os.ErrDeadlineExceeded)
+	if c.sendErr != nil && !c.peerGoAway && silent {
+		return c.sendErr
+	}
 	e := &ConnError{Code: NoError, By: Network, Reason: "read", Err: err}
 	if c.peerGoAway {
 		e.By, e.Code, e.Reason = Peer, c.peerCode, c.peerDebug

@@ -36,7 +36,7 @@ func (c *Conn) writeAnswers() {
 	c.leaveRole()
 }
 
-// writeGathered writes a batch and reports whether that went well; else the connection has failed.
+// writeGathered writes a batch and reports whether that went well; else nothing more can be written.
 func (c *Conn) writeGathered(b *batch) bool {
 	c.writeSince = time.Now()
 	c.mu.Unlock()
@@ -45,8 +45,7 @@ func (c *Conn) writeGathered(b *batch) bool {
 	c.writeSince = time.Time{}
 	c.settle(b)
 	if err != nil {
-		c.failLocked(&ConnError{Code: InternalError, By: Network, Reason: "write", Err: err})
-		c.ctrl = c.ctrl[:0]
+		c.sendFailed(err)
 	}
 	return err == nil
 }
@@ -108,6 +107,9 @@ func (c *Conn) passRole() {
 // kick makes sure that queued control frames get written without blocking the caller. Called with mu
 // held. Streams need no kick: their writers wait and are woken.
 func (c *Conn) kick() {
+	if c.sendErr != nil {
+		c.ctrl = c.ctrl[:0] // nobody can be told any more
+	}
 	if c.busy || c.flushing || len(c.ctrl) == 0 {
 		return
 	}

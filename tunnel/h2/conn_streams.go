@@ -73,6 +73,8 @@ func (c *Conn) closedForOpen() error {
 	switch {
 	case c.err != nil:
 		return c.err
+	case c.sendErr != nil:
+		return c.sendErr
 	case c.draining || c.peerGoAway || c.nextID > maxStreamID-reservedIDs:
 		return ErrDraining
 	}

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -218,3 +220,55 @@ func TestInterruptedPipe(t *testing.T) {
 type interruptible struct{ net.Conn }
 
 func (i interruptible) Interrupt() { i.Conn.SetWriteDeadline(time.Unix(1, 0)) }
+
+// TestWriteFails has the peer send its last bytes and close before it has read ours: what it has sent is
+// still delivered, with its clean end.
+func TestWriteFails(t *testing.T) {
+	nc1, nc2 := loopback(t)
+	client, _, accepted := connPair(t, nc1, &brokenWrites{Conn: nc2}, h2.Config{}, h2.Config{})
+	c, s := tunnelPair(t, client, accepted)
+	if err := s.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	s.Conn().NetConn().(*brokenWrites).broken.Store(true)
+	go func() { // ends with the connection
+		s.Conn().Ping(context.Background()) // it cannot be written
+	}()
+	within(t, "opening on a connection that cannot be written", func() {
+		for !s.Conn().NetConn().(*brokenWrites).failed.Load() {
+			time.Sleep(time.Millisecond)
+		}
+	})
+	if _, err := c.Write([]byte("the rest")); err != nil {
+		t.Fatal(err)
+	}
+	c.CloseWrite()
+	within(t, "reading what was sent", func() {
+		if got, err := io.ReadAll(s); string(got) != "the rest" || err != nil {
+			t.Errorf("read %q, %v after a write has failed, want the rest and its end", got, err)
+		}
+	})
+	within(t, "the end of the connection", func() {
+		<-s.Conn().Done()
+		var e *h2.ConnError
+		if err := s.Conn().Err(); !errors.As(err, &e) || e.By != h2.Network || e.Reason != "write" {
+			t.Errorf("the connection ended with %v, want the write's error", err)
+		}
+	})
+	c.Close()
+	s.Close()
+}
+
+// brokenWrites is a connection whose writes fail from some moment on, while it can still be read.
+type brokenWrites struct {
+	net.Conn
+	broken, failed atomic.Bool
+}
+
+func (b *brokenWrites) Write(p []byte) (int, error) {
+	if b.broken.Load() {
+		b.failed.Store(true)
+		return 0, syscall.EPIPE
+	}
+	return b.Conn.Write(p)
+}

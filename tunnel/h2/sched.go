@@ -264,6 +264,9 @@ func (c *Conn) windowStays() {
 
 // sendable reports whether gather would find anything.
 func (c *Conn) sendable() bool {
+	if c.sendErr != nil {
+		return false
+	}
 	if len(c.ctrl) > 0 {
 		return true
 	}

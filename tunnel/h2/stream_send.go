@@ -96,6 +96,8 @@ func (s *Stream) sendErr() error {
 		return os.ErrDeadlineExceeded
 	case s.c.err != nil:
 		return s.c.err
+	case s.c.sendErr != nil:
+		return s.c.sendErr
 	case !s.state.canSend():
 		return errWriteClosed
 	}
