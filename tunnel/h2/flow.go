@@ -44,11 +44,13 @@ func (f *recvFlow) receive(n uint32) bool {
 	return true
 }
 
-// consume notes that n bytes were taken and returns the credit to grant now: nothing until half of the
-// window is due, so that a WINDOW_UPDATE pays for itself.
+// consume notes that n bytes were taken and returns the credit to grant now: nothing until a quarter of the
+// window is due, so that a WINDOW_UPDATE pays for itself. What is due and not granted cannot be sent: with a
+// half, a grant of a little more than that leaves less than a half, which is not granted before the next bytes
+// come, and the sender has half a window for each round trip.
 func (f *recvFlow) consume(n int) (grant uint32) {
 	f.pending += int32(n)
-	if f.pending < f.size/2 || f.pending <= 0 {
+	if f.pending < f.size/4 || f.pending <= 0 {
 		return 0
 	}
 	grant = uint32(f.pending)
@@ -63,7 +65,7 @@ func (f *recvFlow) consume(n int) (grant uint32) {
 // what it publishes through Conn.
 type bdp struct {
 	estimate int64         // bytes that a stream's window should hold
-	best     float64       // greatest bandwidth seen, bytes per second
+	best     float64       // greatest bandwidth seen of late, bytes per second
 	sample   int64         // bytes since the PING was sent
 	sentAt   time.Time     // zero: no sample runs
 	next     time.Time     // no sample starts before
@@ -75,6 +77,7 @@ const (
 	bdpMinPause = 10 * time.Millisecond  // between two samples that brought growth
 	bdpMaxPause = 500 * time.Millisecond // and between two that did not
 	bdpProgress = 1.1                    // bandwidth that counts as more
+	bdpForget   = 31. / 32               // of the greatest bandwidth is kept: it may have been a burst
 	bdpUnproven = 1 << 20                // up to here windows grow without it: bursts need more than the mean
 )
 
@@ -103,11 +106,11 @@ func (b *bdp) finish(now time.Time) (grew bool) {
 		rtt = time.Microsecond
 	}
 	bandwidth := float64(b.sample) / rtt.Seconds()
-	if b.sample*3 >= b.estimate*2 && (b.estimate < bdpUnproven || bandwidth > b.best*bdpProgress) {
+	if b.sample*2 >= b.estimate && (b.estimate < bdpUnproven || bandwidth > b.best*bdpProgress) {
 		b.estimate = max(b.estimate, bdpGain*b.sample)
 		grew = true
 	}
-	b.best = max(b.best, bandwidth)
+	b.best = max(bandwidth, b.best*bdpForget)
 	if grew {
 		b.pause = bdpMinPause
 	} else {

@@ -144,7 +144,7 @@ func (s *Stream) readErr() error {
 }
 
 // consumed notes that the user has taken n bytes and returns the credit to grant. A stream that used
-// half of its window in little more than a round trip gets a larger one, up to what the connection's
+// a quarter of its window in little more than a round trip gets a larger one, up to what the connection's
 // estimate and the budget allow. Called with mu held.
 func (s *Stream) consumed(n int) (grant uint32) {
 	if s.queue.empty() {
@@ -173,7 +173,7 @@ func (s *Stream) consumed(n int) (grant uint32) {
 	return grant
 }
 
-// growWithin is in how many round trips a stream must use half of its window to get a larger one.
+// growWithin is in how many round trips a stream must use a quarter of its window to get a larger one.
 const growWithin = 4
 
 // receive takes a piece of DATA: to a pipe's sink, where that takes it at once, else to the queue. Called by
