@@ -49,19 +49,20 @@ func TestRestartUnderLoad(t *testing.T) {
 	}
 	var failed, opened atomic.Int64
 	running.Go(func() { // ends with stop; Wait below
-		tick := time.NewTicker(time.Second / time.Duration(load.rate))
+		tick := time.NewTicker(10 * time.Millisecond)
 		defer tick.Stop()
-		for {
+		for start := time.Now(); ; {
 			select {
 			case <-stop:
 				return
-			case <-tick.C:
-				running.Go(func() { // ends with the flow, within patience; Wait below
-					opened.Add(1)
-					if err := exchange(entry.addr); err != nil && failed.Add(1) < 10 {
-						t.Errorf("new flow at %s: %v", time.Now().Format(time.StampMilli), err)
-					}
-				})
+			case now := <-tick.C:
+				for due := int64(now.Sub(start).Seconds() * float64(load.rate)); opened.Load() < due; opened.Add(1) {
+					running.Go(func() { // ends with the flow, within patience; Wait below
+						if err := exchange(entry.addr); err != nil && failed.Add(1) < 10 {
+							t.Errorf("new flow at %s: %v", time.Now().Format(time.StampMilli), err)
+						}
+					})
+				}
 			}
 		}
 	})

@@ -90,10 +90,44 @@ func (c *Conn) finish() {
 	if c.cfg.CloseDelay > 0 && c.err.By == Local && c.err.Code != NoError {
 		delay = c.cfg.CloseDelay
 	}
+	part := c.parts()
 	time.AfterFunc(delay, func() { // not here: closing TLS may wait for the socket
+		if part {
+			c.part()
+		}
 		c.nc.Close()
 		close(c.closed)
 	})
+}
+
+// partTimeout is how long a connection that was drained is read on, into nothing, until the peer has ended
+// its side too.
+const partTimeout = 5 * time.Second
+
+// parts reports whether the connection has ended in good order. Called with mu held.
+func (c *Conn) parts() bool {
+	return c.draining && c.err != nil && c.err.By == Local && c.err.Code == NoError
+}
+
+// part ends our side of the socket and waits until readLoop has seen the end of the peer's. A socket that is
+// closed while bytes come, such as WINDOW_UPDATE for the last DATA, is reset by the system, and what the peer
+// has not received yet is lost: the tail of a stream, or the RST_STREAM that tells how one has ended.
+func (c *Conn) part() {
+	c.nc.SetDeadline(time.Now().Add(partTimeout))
+	ended := false
+	for nc := c.nc; nc != nil; {
+		if w, ok := nc.(interface{ CloseWrite() error }); ok {
+			ended = w.CloseWrite() == nil || ended // of TLS, which tells the peer, and of TCP below
+		}
+		outer, ok := nc.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		nc = outer.NetConn()
+	}
+	if ended {
+		<-c.readDone
+	}
 }
 
 // Close ends the connection at once: GOAWAY(NO_ERROR) is sent if the socket takes it, streams end with

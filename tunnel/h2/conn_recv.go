@@ -81,6 +81,9 @@ func (c *Conn) readLoop() {
 			break
 		}
 	}
+	if c.parting() {
+		in.discard()
+	}
 	in.stopHeaderTimer()
 	in.buf.release()
 	in.whole = nil
@@ -99,6 +102,22 @@ func (in *inbound) read(p []byte) (int, error) {
 	}
 	more, err := c.gate.readOn(c.nc.Read, p[n:])
 	return n + more, err
+}
+
+// discard reads what comes after a good end, until the peer's; see Conn.part.
+func (in *inbound) discard() {
+	in.makeRoom()
+	for {
+		if _, err := in.c.nc.Read(in.buf.b[in.w:]); err != nil {
+			return
+		}
+	}
+}
+
+func (c *Conn) parting() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.parts()
 }
 
 // endOfInput writes what parsing has queued and reports whether to read on.
