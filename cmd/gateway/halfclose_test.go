@@ -71,6 +71,7 @@ type transfer struct {
 	kind     byte
 	id       uint32
 	down, up uint32     // bytes that the server and the client send
+	slow     bool       // both ends read slowly
 	served   chan error // what the server says of it
 }
 
@@ -96,7 +97,11 @@ func (tr *transfer) send(nc *net.TCPConn, end byte, n uint32) error {
 // receive reads to the end of stream, and compares.
 func (tr *transfer) receive(nc *net.TCPConn, end byte, n uint32) error {
 	got, want := sha256.New(), sha256.New()
-	count, err := io.Copy(got, nc)
+	from := io.Reader(nc)
+	if tr.slow {
+		from = &slowReader{nc: nc}
+	}
+	count, err := io.Copy(got, from)
 	if err != nil {
 		return fmt.Errorf("receive: after %d of %d bytes: %w", count, n, err)
 	}
@@ -137,8 +142,12 @@ func (tr *transfer) run(addr string) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	nc := conn.(*net.TCPConn)
+	return tr.runOn(conn.(*net.TCPConn))
+}
+
+// runOn is run on a connection that stands, which it closes.
+func (tr *transfer) runOn(nc *net.TCPConn) (err error) {
+	defer nc.Close()
 	_ = nc.SetDeadline(time.Now().Add(patience))
 	head := append([]byte{tr.kind}, binary.BigEndian.AppendUint32(nil, tr.id)...)
 	if _, err := nc.Write(head); err != nil {
@@ -218,7 +227,22 @@ func TestHalfClose(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	list := transfers(rand.New(rand.NewPCG(seed, 0)), n)
-	p := newPair(t, serve(t, func(nc *net.TCPConn) {
+	p := newPair(t, serveTransfers(t, list))
+	lost := runTransfers(t, list, p.entry.addr)
+	t.Logf("%d transfers; lost: the server ends first %d of %d, the client %d of %d, both %d",
+		len(list), lost[serverEnds]+lost[serverCloses], n, lost[clientEnds], n, lost[bothEnd])
+	p.idle(t)
+	for _, g := range []*gateway{p.entry, p.exit} {
+		if _, cut := g.records(t, len(list)); len(cut) > 0 {
+			t.Errorf("%d of %d flows are recorded as cut, want none; the first: %s", len(cut), len(list), cut[0])
+		}
+	}
+}
+
+// serveTransfers is the server of all of list.
+func serveTransfers(t *testing.T, list []*transfer) (addr string) {
+	t.Helper()
+	return serve(t, func(nc *net.TCPConn) {
 		_ = nc.SetDeadline(time.Now().Add(patience))
 		head := make([]byte, headLen)
 		if _, err := io.ReadFull(nc, head); err != nil {
@@ -232,15 +256,20 @@ func TestHalfClose(t *testing.T) {
 		}
 		tr := list[id]
 		tr.served <- tr.serve(nc)
-	}))
-	lost := map[byte]int{}
+	})
+}
+
+// runTransfers runs list, some at once, and returns how many of each kind were not as they should be.
+func runTransfers(t *testing.T, list []*transfer, addr string) (lost map[byte]int) {
+	t.Helper()
+	lost = map[byte]int{}
 	var mu sync.Mutex // guards lost
 	queue := make(chan *transfer)
 	var all sync.WaitGroup
 	for range atOnce {
 		all.Go(func() { // ends with the queue; Wait below
 			for tr := range queue {
-				err := tr.run(p.entry.addr)
+				err := tr.run(addr)
 				if err == nil {
 					continue
 				}
@@ -257,14 +286,15 @@ func TestHalfClose(t *testing.T) {
 	}
 	close(queue)
 	all.Wait()
-	t.Logf("%d transfers; lost: the server ends first %d of %d, the client %d of %d, both %d",
-		len(list), lost[serverEnds]+lost[serverCloses], n, lost[clientEnds], n, lost[bothEnd])
-	p.idle(t)
-	for _, g := range []*gateway{p.entry, p.exit} {
-		if _, cut := g.records(t, len(list)); len(cut) > 0 {
-			t.Errorf("%d of %d flows are recorded as cut, want none; the first: %s", len(cut), len(list), cut[0])
-		}
-	}
+	return lost
+}
+
+// slowReader takes 64 KiB at a time, and its time.
+type slowReader struct{ nc *net.TCPConn }
+
+func (r *slowReader) Read(p []byte) (int, error) {
+	time.Sleep(3 * time.Millisecond)
+	return r.nc.Read(p[:min(len(p), 64<<10)])
 }
 
 // reset ends a connection as a crash does: with RST.

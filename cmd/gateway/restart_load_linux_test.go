@@ -102,6 +102,38 @@ func TestRestartUnderLoad(t *testing.T) {
 	}
 }
 
+// TestRestartAtEveryMoment restarts both gateways of a pair again and again while transfers run through it, so that
+// drains meet every state of a flow: all bytes of all transfers arrive, and no flow is cut.
+func TestRestartAtEveryMoment(t *testing.T) {
+	n, restarts := 150, 4
+	if os.Getenv("SOAK") != "" {
+		n, restarts = 3000, 40
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	list := transfers(rand.New(rand.NewPCG(seed, 0)), n)
+	m := newMesh(t)
+	exit := m.lineage(t, "server", "", nil, "--hbone", "$ADDR")
+	entry := m.lineage(t, "client", "", nil, "--forward", "$ADDR="+serveTransfers(t, list), "--via", exit.addr)
+	var running sync.WaitGroup
+	running.Go(func() { runTransfers(t, list, entry.addr) }) // ends with the transfers; Wait below
+	for i := range restarts {
+		time.Sleep(time.Duration(rand.IntN(500)) * time.Millisecond) // at any moment
+		[]*lineage{exit, entry}[i%2].restart(t)
+	}
+	running.Wait()
+	for _, l := range []*lineage{entry, exit} {
+		for _, pid := range l.pids[:len(l.pids)-1] {
+			within(t, "end of the drains", func() error { return ended(pid) })
+		}
+		for line := range strings.Lines(l.text(t)) {
+			if strings.Contains(line, " msg=flow ") && strings.Contains(line, " reason=") {
+				t.Errorf("a flow was cut: %s", line)
+			}
+		}
+	}
+}
+
 // mayEnd is when a flow that stood at from may be cut first: the process of the one or of the other gateway that
 // carries it is told to leave, and drains.
 func (l *restartLoad) mayEnd(from time.Time, lists ...[]changeover) (until time.Time, ends bool) {
