@@ -10,6 +10,8 @@ HOURS     ?= 1
 ROUNDS    ?= 5
 PAIRS     ?=
 MEASURES  ?=
+# A part of the comparison shall not take the place of the whole.
+OUT       ?= $(if $(PAIRS)$(MEASURES),.build/results,bench)
 TIMEOUT   ?= 20m
 
 # Tests against programs that are not ours, by name. They run in `make test` and `make conformance`, not in `make check`.
@@ -82,9 +84,11 @@ soak: setup ## the suite with long counts: SOAK=1 and HOURS (default 1) reach th
 bench: ## Go benchmarks: BENCH=regexp, COUNT=10 for benchstat
 	@$(GO) test -vet=off -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) $(PKG)
 
-compare: build ## this gateway pair beside others, in turn: PAIRS=…, MEASURES=…, ROUNDS=5
+compare: ## this gateway pair beside others, into bench/RESULTS.md: ROUNDS=5, and PAIRS=, MEASURES= for a part
+	@.ci/setup compare
+	@$(MAKE) build
 	@$(GO) build -o .build/compare ./bench/compare
-	@.build/compare -rounds $(ROUNDS) -pairs '$(PAIRS)' -measures '$(MEASURES)' -out .build/results
+	@.build/compare -rounds $(ROUNDS) -pairs '$(PAIRS)' -measures '$(MEASURES)' -out $(OUT)
 
 fuzz: ## every fuzz target for FUZZTIME (default 30s)
 	@.ci/fuzz $(FUZZTIME)

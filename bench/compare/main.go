@@ -67,7 +67,7 @@ func compare(ctx context.Context, args []string) error {
 	if err := r.all(ctx); err != nil {
 		return err
 	}
-	return r.write(opts.out)
+	return r.results.write(opts.out)
 }
 
 // options is what the flags say.
@@ -76,7 +76,8 @@ type options struct {
 	pairs    []*pair
 	measures []*measure
 	size     size
-	out      string // folder for the results
+	quick    bool
+	out      string // folder of what comes out
 	gateway  string
 	tools    string
 	command  string // to be shown with the results
@@ -85,13 +86,12 @@ type options struct {
 func parseOptions(args []string) (*options, error) {
 	var o options
 	var names, what string
-	var quick bool
 	fs := flag.NewFlagSet("compare", flag.ContinueOnError)
 	fs.IntVar(&o.rounds, "rounds", 5, "how often every pair is measured")
 	fs.StringVar(&names, "pairs", "", "measure only these `PAIRS`, separated by commas (default: all that are installed)")
 	fs.StringVar(&what, "measures", "", "take only these `MEASURES`, separated by commas: "+measureNames())
-	fs.BoolVar(&quick, "quick", false, "one short round, to see that everything works")
-	fs.StringVar(&o.out, "out", ".build/results", "write the results to `DIR`")
+	fs.BoolVar(&o.quick, "quick", false, "one short round, to see that everything works")
+	fs.StringVar(&o.out, "out", ".build/results", "write RESULTS.md, results.json and results.svg to `DIR`")
 	fs.StringVar(&o.gateway, "gateway", "bin/gateway", "the Culvert `FILE` to measure")
 	fs.StringVar(&o.tools, "tools", ".build/bin", "`DIR` where envoy is, if it is not in PATH")
 	if err := fs.Parse(args); err != nil {
@@ -100,9 +100,12 @@ func parseOptions(args []string) (*options, error) {
 	if fs.NArg() > 0 {
 		return nil, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
+	if o.rounds < 1 {
+		return nil, errors.New("-rounds: at least one")
+	}
 	o.size = full
-	if quick {
-		o.size, o.rounds = short, 1
+	if o.quick {
+		o.size, o.rounds = small, 1
 	}
 	var err error
 	if o.pairs, err = choose(pairs, names, func(p *pair) string { return p.name }); err != nil {

@@ -18,16 +18,21 @@ type size struct {
 	opens   time.Duration
 	idle    int           // streams that are held open
 	settled time.Duration // after the last of them
+	farWarm time.Duration // until a stream has found its pace on a long road
+	far     time.Duration
+	rest    time.Duration // between measures, for the proxies to finish what was cut off
 }
 
 var (
 	full = size{
 		warm: 500 * time.Millisecond, bulk: 2 * time.Second, ping: 2 * time.Second, beside: 3 * time.Second,
 		opens: 3 * time.Second, idle: 9000, settled: 10 * time.Second,
+		farWarm: 6 * time.Second, far: 5 * time.Second, rest: 300 * time.Millisecond,
 	}
-	short = size{
+	small = size{
 		warm: 50 * time.Millisecond, bulk: 200 * time.Millisecond, ping: 200 * time.Millisecond, beside: 200 * time.Millisecond,
 		opens: 200 * time.Millisecond, idle: 50, settled: 100 * time.Millisecond,
+		farWarm: 200 * time.Millisecond, far: 300 * time.Millisecond, rest: 50 * time.Millisecond,
 	}
 )
 
@@ -36,10 +41,12 @@ type values map[string]float64
 
 // measure is something that is taken of a running pair.
 type measure struct {
-	name  string // as -measures has it
-	take  func(ctx context.Context, s *site, r *running, size *size) (values, error)
-	fresh bool // needs a pair that has carried nothing yet
-	most  int  // rounds it is taken in, 0 for all
+	name    string // as -measures has it
+	take    func(ctx context.Context, s *site, r *running, size *size) (values, error)
+	fresh   bool // needs a pair that has carried nothing yet
+	far     bool // needs one whose proxies are far from each other
+	proxies bool // says nothing about a direct connection
+	most    int  // rounds it is taken in, 0 for all
 }
 
 // measures lists what can be measured, in the order it is taken.
@@ -48,6 +55,8 @@ var measures = []*measure{
 	{name: "bulk", take: takeBulk},
 	{name: "beside", take: takeBeside},
 	{name: "opens", take: takeOpens},
+	{name: "idle", take: takeIdle, fresh: true, proxies: true, most: 2},
+	{name: "far", take: takeFar, fresh: true, far: true, most: 2},
 }
 
 func measureNames() string {
@@ -67,7 +76,10 @@ const (
 	colBeside99          = "beside_p99_ms"
 	colOpens, colOpenCPU = "opens_per_s", "cpu_per_open_us"
 	colOpenErrors        = "open_errors"
+	colIdle, colIdleOpen = "idle_kb_per_stream", "idle_open_s"
+	colFar, colFarFirst  = "far_mb_s", "far_first_byte_ms"
 	colBesideCount       = "beside_count"
+	kilobyte             = 1e3
 	megabyte, gigabyte   = 1e6, 1e9
 	microsecond          = float64(time.Microsecond)
 	millisecond          = float64(time.Millisecond)

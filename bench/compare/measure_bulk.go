@@ -11,6 +11,9 @@ import (
 	"time"
 )
 
+// bulkPatience is how long streams may carry nothing at all.
+const bulkPatience = 20 * time.Second
+
 // takeBulk measures throughput down and up with one and with eight streams, and what the proxies' processors spend on
 // all four runs together.
 func takeBulk(ctx context.Context, s *site, r *running, size *size) (values, error) {
@@ -22,6 +25,9 @@ func takeBulk(ctx context.Context, s *site, r *running, size *size) (values, err
 		streams int
 		up      bool
 	}{{colDown1, 1, false}, {colUp1, 1, true}, {colDown8, 8, false}, {colUp8, 8, true}} {
+		if err := s.target.quiet(ctx); err != nil {
+			return nil, err
+		}
 		b, err := startBulk(s.target, r.entry, one.streams, one.up)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", one.column, err)
@@ -42,12 +48,13 @@ func takeBulk(ctx context.Context, s *site, r *running, size *size) (values, err
 
 // bulk is a number of streams that carry as much as they can.
 type bulk struct {
-	conns []*net.TCPConn
-	bytes *atomic.Int64 // that have arrived
-	done  sync.WaitGroup
-	ended atomic.Bool
-	mu    sync.Mutex
-	err   error // the first fault before stop, guarded by mu
+	conns  []*net.TCPConn
+	bytes  *atomic.Int64 // that have arrived
+	before int64         // what bytes was when the streams were opened
+	done   sync.WaitGroup
+	ended  atomic.Bool
+	mu     sync.Mutex
+	err    error // the first fault before stop, guarded by mu
 }
 
 // startBulk opens streams that read from the target, or write to it.
@@ -56,6 +63,7 @@ func startBulk(t *target, addr string, streams int, up bool) (*bulk, error) {
 	ask := byte(askSource)
 	if up {
 		ask, b.bytes = askSink, &t.received
+		b.before = b.bytes.Load()
 	}
 	for range streams {
 		c, err := dialFrom(addr, 0)
@@ -110,8 +118,12 @@ func (b *bulk) note(err error) {
 	}
 }
 
-// count lets the streams run for warm, and then says what arrived within d, and what the proxies spent meanwhile.
+// count lets the streams run for warm after the first bytes have arrived, and then says what arrived within d, and what
+// the proxies spent meanwhile. If nothing arrives within d it waits for longer.
 func (b *bulk) count(ctx context.Context, r *running, warm, d time.Duration) (bytes int64, took, cpu time.Duration, err error) {
+	if err := b.arrives(ctx, b.before); err != nil {
+		return 0, 0, 0, err
+	}
 	if err := pause(ctx, warm); err != nil {
 		return 0, 0, 0, err
 	}
@@ -123,20 +135,38 @@ func (b *bulk) count(ctx context.Context, r *running, warm, d time.Duration) (by
 	if err := pause(ctx, d); err != nil {
 		return 0, 0, 0, err
 	}
+	if err := b.arrives(ctx, n); err != nil {
+		return 0, 0, 0, err
+	}
 	took, n = time.Since(start), b.bytes.Load()-n
 	after, err := r.usage()
 	if err != nil {
 		return 0, 0, 0, err
 	}
+	return n, took, after.cpu - before.cpu, b.fault()
+}
+
+// arrives waits until more bytes have arrived than before, and no longer than bulkPatience.
+func (b *bulk) arrives(ctx context.Context, before int64) error {
+	for deadline := time.Now().Add(bulkPatience); b.bytes.Load() == before; {
+		if time.Now().After(deadline) {
+			return errors.New("nothing arrives")
+		}
+		if err := errors.Join(b.fault(), pause(ctx, time.Millisecond)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fault is that of the first stream that ended by itself.
+func (b *bulk) fault() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.err != nil {
-		return 0, 0, 0, fmt.Errorf("a stream ended: %w", b.err)
+		return fmt.Errorf("a stream ended: %w", b.err)
 	}
-	if n == 0 {
-		return 0, 0, 0, errors.New("nothing arrived")
-	}
-	return n, took, after.cpu - before.cpu, nil
+	return nil
 }
 
 // stop ends the streams.

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,7 +21,7 @@ const (
 )
 
 // takeOpens measures how many streams a second can be opened, used for a byte each way, and closed.
-func takeOpens(ctx context.Context, _ *site, r *running, size *size) (values, error) {
+func takeOpens(ctx context.Context, s *site, r *running, size *size) (values, error) {
 	if err := openOnce(r.entry, 1); err != nil {
 		return nil, err
 	}
@@ -44,6 +46,9 @@ func takeOpens(ctx context.Context, _ *site, r *running, size *size) (values, er
 	}
 	workers.Wait()
 	took := time.Since(start)
+	if err := s.target.quiet(ctx); err != nil {
+		return nil, err
+	}
 	if err := pause(ctx, openSettled); err != nil {
 		return nil, err
 	}
@@ -69,12 +74,36 @@ func openOnce(addr string, source int) error {
 		return err
 	}
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(openPatience)); err != nil {
+	return useOnce(c, time.Now().Add(openPatience))
+}
+
+// useOnce asks for an echo on a new stream, and sends a byte there and back.
+func useOnce(c net.Conn, deadline time.Time) error {
+	if err := c.SetDeadline(deadline); err != nil {
 		return err
 	}
-	if _, err := c.Write([]byte{askEcho, 'x'}); err != nil {
+	return exchange(c, askEcho, 'x')
+}
+
+// sendOne sends another byte there and back.
+func sendOne(c net.Conn, deadline time.Time) error {
+	if err := c.SetDeadline(deadline); err != nil {
 		return err
 	}
-	_, err = io.ReadFull(c, make([]byte, 1))
-	return err
+	return exchange(c, 'y')
+}
+
+// exchange sends bytes and waits for the last of them to come back.
+func exchange(c net.Conn, send ...byte) error {
+	if _, err := c.Write(send); err != nil {
+		return err
+	}
+	var got [1]byte
+	if _, err := io.ReadFull(c, got[:]); err != nil {
+		return err
+	}
+	if want := send[len(send)-1]; got[0] != want {
+		return fmt.Errorf("%q came back, not %q", got[0], want)
+	}
+	return nil
 }

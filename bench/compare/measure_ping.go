@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"net"
 	"slices"
@@ -28,12 +27,15 @@ func takeBeside(ctx context.Context, s *site, r *running, size *size) (values, e
 		return nil, err
 	}
 	defer b.stop()
+	if err := b.arrives(ctx, 0); err != nil {
+		return nil, err
+	}
 	times, err := ping(ctx, r.entry, size.warm, size.beside)
 	if err != nil {
 		return nil, err
 	}
-	if b.bytes.Load() == 0 {
-		return nil, fmt.Errorf("the bulk stream carried nothing")
+	if err := b.fault(); err != nil {
+		return nil, err
 	}
 	return values{colBeside99: quantile(times, 0.99) / millisecond, colBesideCount: float64(len(times))}, nil
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 )
 
@@ -11,6 +13,8 @@ const (
 	tlsRelayName = "TLS relay"
 	netHTTP2Name = "x/net/http2"
 	grpcName     = "grpc-go"
+	envoyName    = "Envoy"
+	sshName      = "OpenSSH"
 	directName   = "direct"
 )
 
@@ -20,6 +24,8 @@ var pairs = []*pair{
 	{name: tlsRelayName, start: startGo("tls-relay"), missing: missingNothing},
 	{name: netHTTP2Name, start: startGo("x-net-http2"), missing: missingNothing},
 	{name: grpcName, start: startGo("grpc-go"), missing: missingNothing},
+	{name: envoyName, start: startEnvoy, missing: missingEnvoy},
+	{name: sshName, start: startOpenSSH, missing: missingOpenSSH},
 	{name: directName, start: startDirect, missing: missingNothing},
 }
 
@@ -97,4 +103,18 @@ func twoAddrs() (exit, entry string, err error) {
 		}
 	}
 	return exit, entry, nil
+}
+
+// tool finds a program in the folder of tools or in PATH.
+func (s *site) tool(name string) (string, error) {
+	if path, err := filepath.Abs(filepath.Join(s.tools, name)); err == nil {
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("no %s in %s or PATH", name, s.tools)
+	}
+	return path, nil
 }

@@ -40,3 +40,12 @@ func lateBind(_, _ string, c syscall.RawConn) error {
 
 // manySources says that all of 127.0.0.0/8 is loopback.
 const manySources = true
+
+// openFiles is the limit of open files; 0 if unknown.
+func openFiles() uint64 {
+	var r syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r); err != nil {
+		return 0
+	}
+	return r.Cur
+}

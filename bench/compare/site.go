@@ -24,6 +24,7 @@ type site struct {
 	gateway string // Culvert
 	tools   string // folder with envoy, looked at before PATH
 	target  *target
+	mirror  int // bytes that a pair brings back unchanged before it is measured
 }
 
 func newSite(gateway, tools string) (*site, error) {
@@ -35,7 +36,7 @@ func newSite(gateway, tools string) (*site, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &site{dir: dir, self: self, gateway: gateway, tools: tools}
+	s := &site{dir: dir, self: self, gateway: gateway, tools: tools, mirror: mirrorBytes}
 	if err := s.identities(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
@@ -133,14 +134,18 @@ func (r *running) alive() error {
 func (r *running) usage() (usage, error) { return usageOf(r.processes) }
 
 // begin starts a pair, waits until it carries bytes, and checks that they arrive as they were sent.
-func (s *site) begin(ctx context.Context, p *pair, between func(exit string) (string, error)) (*running, error) {
+func (s *site) begin(ctx context.Context, p *pair, far bool) (*running, error) {
 	r := new(running)
+	between := adjacent
+	if far {
+		between = r.farAway
+	}
 	err := p.start(s, r, between)
 	if err == nil {
 		err = s.await(ctx, r)
 	}
 	if err == nil {
-		err = mirror(r.entry, mirrorBytes)
+		err = mirror(r.entry, s.mirror)
 	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w", p.name, err)
@@ -174,6 +179,32 @@ func (s *site) await(ctx context.Context, r *running) error {
 			return fmt.Errorf("not ready after %v: %w", startPatience, err)
 		}
 		time.Sleep(startPoll)
+	}
+}
+
+// farAway is the between of a pair whose proxies are far from each other; r ends the road with the pair.
+func (r *running) farAway(exit string) (string, error) {
+	d, err := newDelayRelay(exit, farDelay, farRate)
+	if err != nil {
+		return "", err
+	}
+	r.closers = append(r.closers, d.close)
+	return d.addr(), nil
+}
+
+// accepts waits until somebody listens at addr.
+func accepts(r *running, addr string) error {
+	for deadline := time.Now().Add(startPatience); ; time.Sleep(startPoll) {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			return c.Close()
+		}
+		if err := r.alive(); err != nil {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return err
+		}
 	}
 }
 

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"io"
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // What a client asks the target for with the first byte it sends.
@@ -26,6 +28,7 @@ const (
 type target struct {
 	ln       net.Listener
 	received atomic.Int64 // bytes that sinks have read
+	active   atomic.Int64 // connections that are served
 	served   sync.WaitGroup
 	source   []byte
 }
@@ -57,10 +60,26 @@ func (t *target) close() {
 	t.served.Wait()
 }
 
+// quiet waits until nobody is connected: what a pair still had to bring of the streams before is there then. It gives
+// up after quietPatience, for a pair that leaves connections open.
+func (t *target) quiet(ctx context.Context) error {
+	for deadline := time.Now().Add(quietPatience); t.active.Load() > 0 && time.Now().Before(deadline); {
+		if err := pause(ctx, startPoll); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// quietPatience bounds quiet.
+const quietPatience = 10 * time.Second
+
 func (t *target) addr() string { return t.ln.Addr().String() }
 
 // serve does what the client asks for. Faults are the client's to notice.
 func (t *target) serve(c net.Conn) {
+	t.active.Add(1)
+	defer t.active.Add(-1)
 	defer c.Close()
 	var ask [1]byte
 	if _, err := io.ReadFull(c, ask[:]); err != nil {
