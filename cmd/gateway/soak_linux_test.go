@@ -25,6 +25,7 @@ const (
 	soakSlack     = 10               // goroutines and files more than before
 	soakPerConn   = 100              // flows on a connection between gateways
 	soakConnCost  = 3                // goroutines that an idle one holds
+	soakLines     = 13               // of the log: how memory went
 )
 
 // TestSoak opens, uses and closes flows at a steady rate beside idle ones: no flow fails, and when all are
@@ -68,6 +69,11 @@ func TestSoak(t *testing.T) {
 		return nil
 	})
 	for i, name := range []string{"entry", "exit"} {
+		for k := range soakLines {
+			s := samples[i][k*(len(samples[i])-1)/(soakLines-1)]
+			t.Logf("%s after %s: resident %.1f MiB, heap %.1f, stacks %.1f, %.0f threads, %.0f goroutines", name,
+				s.at.Sub(samples[i][0].at).Round(time.Second), s.bytes/(1<<20), s.heap/(1<<20), s.stacks/(1<<20), s.threads, s.goroutines)
+		}
 		growth := slope(samples[i])
 		t.Logf("%s: %s of churn, memory %.1f MiB, slope %.2f MiB/h over %d samples", name, duration,
 			samples[i][len(samples[i])-1].bytes/(1<<20), growth/(1<<20), len(samples[i]))
@@ -101,6 +107,8 @@ func echoes(t *testing.T, c net.Conn, text string) {
 type soakSample struct {
 	at                time.Time
 	bytes             float64 // resident
+	heap, stacks      float64 // bytes in use by Go
+	threads           float64
 	goroutines, files float64
 }
 
@@ -119,6 +127,12 @@ func (p pair) sample(t *testing.T) (list [2]soakSample) {
 			switch name {
 			case "process_resident_memory_bytes":
 				s.bytes = n
+			case "go_memstats_heap_inuse_bytes":
+				s.heap = n
+			case "go_memstats_stack_inuse_bytes":
+				s.stacks = n
+			case "go_threads":
+				s.threads = n
 			case "go_goroutines":
 				s.goroutines = n
 			case "process_open_fds":
