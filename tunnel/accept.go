@@ -173,7 +173,6 @@ func (l *listener) serve(nc net.Conn) {
 
 // serveConn serves one connection.
 func (l *listener) serveConn(nc net.Conn, conf *listenerConf) {
-	tuneAccepted(nc, l.g.plan.Load().timeouts.KeepAlive)
 	if conf.way == nil {
 		l.serveConnect(nc, conf)
 	} else if f, a := l.catch(nc, conf); f != nil {

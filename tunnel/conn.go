@@ -30,9 +30,10 @@ type Conn interface {
 // TLS around it, or an end in memory.
 type socket struct {
 	net.Conn
-	wmu    sync.Mutex      // held while writing
-	broken bool            // a write has taken the error of a broken connection; guarded by wmu
-	raw    syscall.RawConn // of a TCP connection that was written with tryWrite; guarded by wmu
+	wmu     sync.Mutex      // held while writing
+	broken  bool            // a write has taken the error of a broken connection; guarded by wmu
+	watched bool            // watchPeer was called; owned by sweepLoop
+	raw     syscall.RawConn // of a TCP connection that was written with tryWrite; guarded by wmu
 }
 
 // NewConn makes a Conn of a connection, such as an accepted TCP connection or one with TLS around it. To
@@ -201,10 +202,15 @@ func tuneTransport(nc net.Conn) {
 	}
 }
 
-// tuneAccepted sets the options of an accepted connection. Go has already switched Nagle's algorithm off and
-// keep-alive on, with the default silence.
-func tuneAccepted(nc net.Conn, silence time.Duration) {
-	if tc, ok := innermost(nc).(*net.TCPConn); ok && silence != 0 {
-		_ = tc.SetKeepAliveConfig(keepAlive(silence)) // without it dead ends are found later
+// watchPeer has the system ask whether the other end still lives, each time it was silent for so long. It is
+// called when a flow falls silent: the many that are over before need no such calls to the system. silence 0 is the
+// default, negative off. Called by sweepLoop only.
+func (s *socket) watchPeer(silence time.Duration) {
+	tc, ok := innermost(s.Conn).(*net.TCPConn)
+	if s.watched || silence < 0 || !ok {
+		return
 	}
+	s.watched = true
+	// Without it dead ends are found later.
+	_ = tc.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: silence, Interval: silence, Count: keepAliveProbes})
 }

@@ -123,7 +123,7 @@ func (e Env) withDefaults() Env {
 	}
 	if e.Listen == nil {
 		e.Listen = func(ctx context.Context, address string) (net.Listener, error) {
-			return new(net.ListenConfig).Listen(ctx, "tcp", address)
+			return (&net.ListenConfig{KeepAlive: -1}).Listen(ctx, "tcp", address)
 		}
 	}
 	if e.Resolve == nil {
@@ -320,14 +320,6 @@ func (g *Gateway) Ping(ctx context.Context, cfg *Config, hops ...string) (spiffe
 // before it connects, also where no local address is given, so that all destinations together share the
 // system's ephemeral ports instead of having them each.
 func (g *Gateway) dialTCP(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
-	d := net.Dialer{KeepAliveConfig: keepAlive(g.plan.Load().timeouts.KeepAlive), KeepAlive: -1}
+	d := net.Dialer{KeepAlive: -1} // see socket.watchPeer
 	return d.DialContext(ctx, "tcp", addr.String())
-}
-
-// keepAlive is how the system looks after a silent connection; silence 0 is the default, negative off.
-func keepAlive(silence time.Duration) net.KeepAliveConfig {
-	if silence < 0 {
-		return net.KeepAliveConfig{}
-	}
-	return net.KeepAliveConfig{Enable: true, Idle: silence, Interval: silence, Count: keepAliveProbes}
 }

@@ -107,12 +107,17 @@ func whose(err error) (src, dst error) {
 
 // renew makes the goroutines that wait for silent sockets hand over to new ones. The stack of a goroutine
 // grows to 8 KiB and more when it encrypts and shrinks to 4 KiB at best; a new one that only waits has
-// 2 KiB. It is done when a flow falls idle, so that it costs nothing while there are bytes.
+// 2 KiB. It is done when a flow falls silent, so that it costs nothing while there are bytes. From then on the
+// system looks after the sockets.
 func (f *Flow) renew() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, d := range []*direction{&f.in, &f.out} {
-		if s, ok := d.src.(*socket); ok && !d.ended && !d.discarding && d.lost == nil {
+		s, ok := d.src.(*socket)
+		if ok {
+			s.watchPeer(f.plan.timeouts.KeepAlive)
+		}
+		if ok && !d.ended && !d.discarding && d.lost == nil {
 			d.renewing = true
 			_ = s.SetReadDeadline(wakeNow) // a socket that is closed needs no renewal
 		}

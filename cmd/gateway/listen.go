@@ -85,7 +85,7 @@ func (s *sockets) find(address string) (*net.TCPListener, error) {
 			return again, nil
 		}
 	}
-	ln, err := new(net.ListenConfig).Listen(context.Background(), "tcp", address)
+	ln, err := (&net.ListenConfig{KeepAlive: -1}).Listen(context.Background(), "tcp", address)
 	if err != nil {
 		return nil, listenError(address, err)
 	}
