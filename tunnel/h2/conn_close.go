@@ -173,8 +173,8 @@ func (c *Conn) retire() {
 const drainRoundTrip = time.Second
 
 // Drain ends the connection in an orderly way (RFC 9113, section 6.8): it announces the end, takes what
-// the peer had sent before it knew, refuses the rest, waits for the streams and closes. When ctx ends
-// first it returns ctx's error and the connection is still up: Close ends it.
+// the peer had sent before it knew, refuses the rest, waits for the streams, and until the peer has read what was
+// sent on them, and closes. When ctx ends first it returns ctx's error and the connection is still up: Close ends it.
 func (c *Conn) Drain(ctx context.Context) error {
 	c.mu.Lock()
 	if c.err == nil && (!c.draining || c.goAwayID == maxStreamID) {
@@ -189,7 +189,7 @@ func (c *Conn) Drain(ctx context.Context) error {
 		c.openCond.Broadcast()
 		c.kick()
 		c.mu.Unlock()
-		c.awaitRoundTrip(ctx, p)
+		c.awaitRoundTrip(ctx, p, drainRoundTrip)
 		c.mu.Lock()
 		if c.err == nil {
 			c.goAwayID = c.lastPeerID
@@ -200,6 +200,9 @@ func (c *Conn) Drain(ctx context.Context) error {
 	err := waitLocked(ctx, c.openCond, func() bool {
 		return c.err != nil || len(c.streams)+c.peerHeld+c.peerTail == 0
 	})
+	if err == nil && c.err == nil {
+		err = c.awaitRead(ctx)
+	}
 	gone := c.err
 	c.mu.Unlock()
 	if gone != nil {
@@ -216,15 +219,32 @@ func (c *Conn) Drain(ctx context.Context) error {
 	return c.Close()
 }
 
-func (c *Conn) awaitRoundTrip(ctx context.Context, p *ping) {
+// awaitRead waits until the peer has read everything that was sent: a socket that is closed before may be reset, by
+// what the peer still sends, and what is on its way is lost. The end of a silent peer is the keep-alive's to find.
+// Called and returns with mu held.
+func (c *Conn) awaitRead(ctx context.Context) error {
+	p := c.queuePing(pingDrain)
+	c.kick()
+	c.mu.Unlock()
+	defer c.mu.Lock()
+	c.awaitRoundTrip(ctx, p, c.cfg.IdleTimeout)
+	return ctx.Err()
+}
+
+// awaitRoundTrip waits for the answer to p, nil being none, for so long at most; 0 or less: without bound.
+func (c *Conn) awaitRoundTrip(ctx context.Context, p *ping, most time.Duration) {
 	if p == nil {
 		return
 	}
-	t := time.NewTimer(drainRoundTrip)
-	defer t.Stop()
+	var late <-chan time.Time
+	if most > 0 {
+		t := time.NewTimer(most)
+		defer t.Stop()
+		late = t.C
+	}
 	select {
 	case <-p.done:
-	case <-t.C:
+	case <-late:
 	case <-ctx.Done():
 	case <-c.done:
 	}

@@ -142,6 +142,8 @@ func (c *Conn) requested(b *openBlock) error {
 	}
 	defer c.mu.Unlock()
 	switch {
+	case c.err != nil:
+		return nil // a write has failed meanwhile: nobody would end the stream
 	case c.client:
 		if c.idle(b.id) {
 			return connError(ProtocolError, "HEADERS on a stream that was not promised")
@@ -160,7 +162,7 @@ func (c *Conn) requested(b *openBlock) error {
 		if c.peerOpen >= int(c.cfg.MaxStreams) { // else it keeps to the limit, and our work lags behind
 			c.refusedNow++
 		}
-		if c.refusedNow > int(c.cfg.MaxStreams) {
+		if c.refusedNow > c.maxRefused() {
 			return connError(EnhanceYourCalm, "streams opened beyond twice the limit")
 		}
 		c.queueReset(b.id, RefusedStream)
@@ -169,6 +171,15 @@ func (c *Conn) requested(b *openBlock) error {
 	}
 	c.refusedNow = 0
 	return c.accept(b)
+}
+
+// maxRefused is how many streams in a row are refused for being too many before the connection ends. A peer that
+// does not know our SETTINGS yet may open as many as we would. Called with mu held.
+func (c *Conn) maxRefused() int {
+	if !c.ownSettled {
+		return int(max(c.cfg.MaxStreams, assumedMaxStreams))
+	}
+	return int(c.cfg.MaxStreams)
 }
 
 // lateHeaders is HEADERS on a stream that has ended (RFC 9113, section 5.1). Called with mu held.

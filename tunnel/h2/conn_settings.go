@@ -91,7 +91,10 @@ func (c *Conn) onSettings(h frameHeader, p []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if h.has(flagAck) {
-		c.ownSettled = true
+		if !c.ownSettled {
+			c.ownSettled = true
+			c.ownSettingsHold()
+		}
 		c.handshakeDone()
 		return nil
 	}
@@ -111,6 +114,22 @@ func (c *Conn) onSettings(h frameHeader, p []byte) error {
 	c.settledCond.Broadcast()
 	c.openCond.Broadcast()
 	return nil
+}
+
+// ownSettingsHold is called when the peer has acknowledged our SETTINGS: from here on it knows them. Streams that
+// it opened, or answered, before had the windows of a peer that does not, and have shrunk there (RFC 9113, section
+// 6.9.2). Called with mu held.
+func (c *Conn) ownSettingsHold() {
+	c.refusedNow = 0
+	less := initialWindow - c.cfg.StreamWindow
+	if less <= 0 {
+		return
+	}
+	for _, s := range c.streams {
+		s.mu.Lock()
+		s.flow.window -= less
+		s.mu.Unlock()
+	}
 }
 
 func (c *Conn) applySetting(id uint16, v uint32) error {

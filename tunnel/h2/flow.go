@@ -35,9 +35,10 @@ type recvFlow struct {
 	window, pending, size int32
 }
 
-// receive takes n bytes of the window and reports whether the peer had them.
+// receive takes n bytes of the window and reports whether the peer had them. The window may be negative after our
+// SETTINGS made it smaller; a frame without data needs none.
 func (f *recvFlow) receive(n uint32) bool {
-	if int64(n) > int64(f.window) {
+	if n > 0 && int64(n) > int64(f.window) {
 		return false
 	}
 	f.window -= int32(n)
