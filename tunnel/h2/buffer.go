@@ -133,12 +133,17 @@ func (b *Budget) charge(n int64) {
 
 // refundAll gives connections the credit that was held back while the budget was full.
 func (b *Budget) refundAll() {
-	for _, c := range b.joined() {
+	for _, c := range b.Conns() {
 		c.refundOwed()
 	}
 }
 
-func (b *Budget) joined() []*Conn {
+// Conns returns the connections that share the budget, in no order; of those that have ended, the ones with bytes
+// that nobody has read.
+func (b *Budget) Conns() []*Conn {
+	if b == nil {
+		return nil
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Collect(maps.Keys(b.conns))
@@ -177,7 +182,7 @@ func (b *Budget) relieveNow() {
 		before := time.Now().Add(-stallAge).UnixNano()
 		var victim *Stream
 		var since int64
-		for _, c := range b.joined() {
+		for _, c := range b.Conns() {
 			if s, t := c.longestStalled(before); s != nil && (victim == nil || t < since) {
 				victim, since = s, t
 			}

@@ -113,6 +113,10 @@ type Stats struct {
 	WindowGoal        int64 // bytes that a stream's window may grow to now
 	RTT               time.Duration
 	PeerStreams, Live int // streams of the peer not ended; all streams
+
+	// Of the connection's windows, in bytes: what may be sent; what the peer may send; and what of that was received
+	// and is not given back yet, which is little but while the budget is full.
+	SendWindow, RecvWindow, RecvPending int64
 }
 
 // NewClient starts the client role on nc, which is a connection that the peer serves, TLS handshake
@@ -202,12 +206,14 @@ func (c *Conn) RTT() time.Duration { return time.Duration(c.rtt.Load()) }
 func (c *Conn) Stats() Stats {
 	c.mu.Lock()
 	live, peers := len(c.streams), c.peerOpen
+	send, recv, pending := c.sendWindow.window, int64(c.recv.window), int64(c.recv.pending)+c.owed.Load()
 	c.mu.Unlock()
 	return Stats{
 		Opened: c.stats.opened.Load(), Accepted: c.stats.accepted.Load(), Refused: c.stats.refused.Load(),
 		ResetsIn: c.stats.resetsIn.Load(), ResetsOut: c.stats.resetsOut.Load(),
 		WindowGrowths: c.stats.windowGrowth.Load(), WindowGoal: c.windowGoal.Load(),
 		RTT: c.RTT(), PeerStreams: peers, Live: live,
+		SendWindow: send, RecvWindow: recv, RecvPending: pending,
 	}
 }
 

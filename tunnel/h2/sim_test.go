@@ -428,7 +428,7 @@ func (s *h2Sim) checkNothingLeft() {
 		if used := c.cfg.Budget.Used(); used != 0 {
 			s.t.Errorf("%s: the %s's budget counts %d bytes when all is over", s, name, used)
 		}
-		if n := len(c.cfg.Budget.joined()); n != 0 {
+		if n := len(c.cfg.Budget.Conns()); n != 0 {
 			s.t.Errorf("%s: the %s's budget has %d connections when all is over", s, name, n)
 		}
 		select {

@@ -122,13 +122,18 @@ func Dial(ctx context.Context, g *tunnel.Gateway, listener, target string) (*mem
 	}
 	source := netip.AddrPortFrom(netip.MustParseAddr(EntryAddr), 50000)
 	app, end := memnet.Pipe(source, netip.MustParseAddrPort("127.0.0.1:1080"))
-	a := &accepted{end: end, answer: make(chan error, 1), gone: ctx.Done()}
-	// Ends with the flow, which the gateway's Close ends at the latest; Close waits for it.
-	go g.Carry(&tunnel.Flow{Listener: listener, Way: "test", Source: source, Peer: g.Self(), Target: t}, a)
-	if err := <-a.answer; err != nil {
+	if err := carry(ctx, g, listener, source, t, end); err != nil {
 		return nil, err
 	}
 	return app, nil
+}
+
+// carry gives g a flow from source to t, whose accepted end is end, and waits for the answer.
+func carry(ctx context.Context, g *tunnel.Gateway, listener string, source netip.AddrPort, t tunnel.Target, end *memnet.Conn) error {
+	a := &accepted{end: end, answer: make(chan error, 1), gone: ctx.Done()}
+	// Ends with the flow, which the gateway's Close ends at the latest; Close waits for it.
+	go g.Carry(&tunnel.Flow{Listener: listener, Way: "test", Source: source, Peer: g.Self(), Target: t}, a)
+	return <-a.answer
 }
 
 // accepted is a flow that a test has dialled.

@@ -86,6 +86,13 @@ func (n *Net) Over(of func(from netip.Addr, to netip.AddrPort) (out, back Link))
 	n.links = of
 }
 
+// PipeOver is the function PipeOver, and keeps both ends in the books of n.
+func (n *Net) PipeOver(a, b netip.AddrPort, ab, ba Link) (*Conn, *Conn) {
+	x, y := PipeOver(a, b, ab, ba)
+	n.remember(x, y)
+	return x, y
+}
+
 // Cut breaks all connections that were made to addr, for both ends; see Conn.Cut.
 func (n *Net) Cut(addr netip.AddrPort) {
 	for _, c := range n.Open() {
@@ -95,7 +102,7 @@ func (n *Net) Cut(addr netip.AddrPort) {
 	}
 }
 
-// Open returns the ends of connections that were dialled and are not closed.
+// Open returns the ends of connections that are not closed, of those that were dialled or made with n.PipeOver.
 func (n *Net) Open() []*Conn {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -161,8 +168,7 @@ func (n *Net) dial(ctx context.Context, local netip.Addr, to netip.AddrPort) (*C
 	if l == nil {
 		return nil, os.NewSyscallError("connect", syscall.ECONNREFUSED)
 	}
-	ours, theirs := PipeOver(from, to, out, back)
-	n.remember(ours, theirs)
+	ours, theirs := n.PipeOver(from, to, out, back)
 	err := l.offer(ctx, theirs)
 	if err != nil {
 		_ = ours.Close()
