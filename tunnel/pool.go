@@ -1,9 +1,11 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -67,6 +69,7 @@ type group struct {
 	mu       sync.Mutex // guards the group below
 	conns    []*pooled
 	dialing  *dialing // nil: none under way
+	allows   int      // streams on one connection, as the hop said on one before; 0: not known
 	failures int      // dials failed in a row
 	leaving  int      // connections in a row on which the hop has said only that it leaves
 	lastErr  error    // of the last dial, nil if it succeeded
@@ -87,6 +90,7 @@ type pooled struct {
 	inUse  int  // streams, those that are being opened included; guarded by group.mu
 	proven bool // the hop has answered once; guarded by group.mu
 	buried bool // its end was noted; guarded by group.mu
+	allows int  // streams, as the hop has said; 0: not known; guarded by group.mu
 	made   time.Time
 }
 
@@ -202,7 +206,7 @@ func (g *group) take(ctx context.Context) (*pooled, error) {
 func (g *group) roomiest() (best *pooled, scarce bool) {
 	most, free, limit := 0, 0, g.chain.last.streamsPerConn
 	for _, t := range g.conns {
-		room := limit - t.inUse
+		room := min(limit, g.allowed(t)) - t.inUse
 		if room <= 0 {
 			continue // of many connections to a hot hop most are full
 		}
@@ -228,6 +232,24 @@ func (g *group) barren() (n int) {
 		}
 	}
 	return n
+}
+
+// allowed is how many streams the hop will allow on t. Until it has said so it is taken to be what it said on an
+// earlier connection: else all flows that have waited for a connection would be sent to a new one at once, and most
+// of them be refused there, again and again. Called with mu held.
+func (g *group) allowed(t *pooled) int {
+	if t.allows == 0 {
+		if l, ok := t.Transport.(interface{ limit() int }); ok {
+			t.allows = l.limit()
+		}
+		if t.allows > 0 {
+			g.allows = t.allows
+		}
+	}
+	if n := cmp.Or(t.allows, g.allows); n > 0 {
+		return n
+	}
+	return math.MaxInt
 }
 
 // startDial begins a handshake where none is under way, and returns the one that is. Called with mu held.

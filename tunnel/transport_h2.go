@@ -169,6 +169,9 @@ func (t *h2Transport) mustAbandon() bool {
 // Slots returns how many more streams the hop allows now.
 func (t *h2Transport) Slots() int { return t.conn.Slots() }
 
+// limit returns how many streams the hop allows, 0 until it has said so.
+func (t *h2Transport) limit() int { return t.conn.PeerMaxStreams() }
+
 // Ping measures a round trip with a PING frame.
 func (t *h2Transport) Ping(ctx context.Context) (time.Duration, error) { return t.conn.Ping(ctx) }
 

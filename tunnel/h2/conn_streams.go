@@ -94,6 +94,16 @@ func (c *Conn) Slots() int {
 	return max(0, c.slots())
 }
 
+// PeerMaxStreams returns how many streams the peer allows at once, 0 until its SETTINGS are known.
+func (c *Conn) PeerMaxStreams() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.peerSettled {
+		return 0
+	}
+	return int(min(c.peer.maxStreams, 1<<30))
+}
+
 // addStream enters a stream into the books. Called with mu held.
 func (c *Conn) addStream(s *Stream) {
 	c.streams[s.id] = s
