@@ -385,11 +385,31 @@ func (s *simRun) await(parked bool) {
 		select {
 		case <-f.over:
 		case <-late.C:
-			var b strings.Builder
-			_ = pprof.Lookup("goroutine").WriteTo(&b, 1)
-			s.t.Fatalf("%s: hangs: %v\n%s", s, f, b.String())
+			s.hangs(f.String())
 		}
 	}
+	for waited := time.Duration(0); parked && s.active() > 0; waited += time.Second {
+		if time.Sleep(time.Second); waited > simDeadline {
+			s.hangs("a flow within the gateways")
+		}
+	}
+}
+
+// active is how many flows the gateways have; those that are tunnels for the connections of others do not count.
+func (s *simRun) active() (n int64) {
+	for _, node := range s.nodes {
+		if s.layout != simNested || node.name != "middle" {
+			n += node.g.Stats().Active
+		}
+	}
+	return n
+}
+
+// hangs ends the test with the stacks of all goroutines.
+func (s *simRun) hangs(what string) {
+	var b strings.Builder
+	_ = pprof.Lookup("goroutine").WriteTo(&b, 1)
+	s.t.Fatalf("%s: hangs: %s\n%s", s, what, b.String())
 }
 
 // rest lets everything come to rest and compares the windows of connections between gateways.
