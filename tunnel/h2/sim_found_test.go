@@ -161,3 +161,56 @@ func TestEarlyStreamsGetTheSmallWindow(t *testing.T) {
 		server.Close()
 	})
 }
+
+// A peer that had sent everything and closed lost its tail when we wrote, such as a WINDOW_UPDATE, before we had
+// read all.
+func TestFailedWriteLosesNothingReceived(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, server, accepted := simPair(t, memnet.Link{Delay: 50 * time.Millisecond, BytesPerSecond: 1 << 20, BufferBytes: 1 << 20},
+			&Config{StreamWindow: 1 << 20}, &Config{})
+		c := openTunnel(t, client)
+		s := <-accepted
+		time.Sleep(time.Second) // SETTINGS are acknowledged
+		s.Respond(&Header{Status: 200}, false)
+		want := bytes.Repeat([]byte("tail"), 1<<16)
+		if n, err := s.Write(want); err != nil {
+			t.Fatalf("Write = %d, %v", n, err)
+		}
+		s.CloseWrite()
+		server.NetConn().Close()
+		if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("read %d bytes, %v, want %d and the end", len(got), err, len(want))
+		}
+		<-client.Done()
+		if _, err := c.Write([]byte("x")); err == nil {
+			t.Error("Write on a connection that has ended succeeded")
+		}
+		c.Close()
+		s.Close()
+		client.Close()
+		server.Close()
+	})
+}
+
+// A write that fails ends the connection also where nothing comes from the peer any more.
+func TestFailedWriteEndsASilentConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, server, accepted := simPair(t, memnet.Link{}, &Config{}, &Config{})
+		c := openTunnel(t, client)
+		s := <-accepted
+		client.NetConn().(*memnet.Conn).CloseWrite() // our own writes fail, and the peer ends nothing
+		start := time.Now()
+		if _, err := c.Write(make([]byte, 200_000)); err == nil {
+			t.Error("Write after the socket's end succeeded")
+		}
+		<-client.Done()
+		var gone *ConnError
+		if took := time.Since(start); !errors.As(client.Err(), &gone) || gone.By != Network || took > 2*writeStall {
+			t.Errorf("the connection ended after %v with %v, want an error of the network soon", took, client.Err())
+		}
+		c.Close()
+		s.Close()
+		client.Close()
+		server.Close()
+	})
+}

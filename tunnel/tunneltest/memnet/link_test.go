@@ -110,6 +110,7 @@ func TestLinkNewsTravels(t *testing.T) {
 		if got, err := io.ReadAll(b); err != nil || string(got) != "tail" {
 			t.Errorf("read %q, %v after an end and a reset, want all of it", got, err)
 		}
+		synctest.Wait() // the reset comes in the same moment as the end
 		if _, err := b.Write([]byte("x")); err == nil {
 			t.Error("Write to who has closed succeeded")
 		}
