@@ -1,0 +1,214 @@
+package attack
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"culvert/pki"
+	"culvert/pki/spiffe"
+)
+
+// patience bounds every wait for something that must come.
+const patience = 30 * time.Second
+
+// Mesh is the CA and the folder that the gateways of one run share.
+type Mesh struct {
+	bin string
+	dir string
+	ca  *pki.CA
+}
+
+// NewMesh makes a CA in dir, for gateways that are started from the program bin.
+func NewMesh(bin, dir string) (*Mesh, error) {
+	ca, err := pki.NewCA("cluster.local")
+	if err != nil {
+		return nil, err
+	}
+	m := &Mesh{bin: bin, dir: dir, ca: ca}
+	return m, os.WriteFile(m.path("roots.pem"), ca.PEM(), 0o600)
+}
+
+func (m *Mesh) path(name string) string { return filepath.Join(m.dir, name) }
+
+// identity issues a certificate of the default namespace, and writes it where a gateway finds it.
+func (m *Mesh) identity(name string) (*pki.Source, error) {
+	id, err := spiffe.Parse("spiffe://cluster.local/ns/default/sa/" + name)
+	if err != nil {
+		return nil, err
+	}
+	cert, key, err := m.ca.Issue(id, 24*time.Hour)
+	if err != nil {
+		return nil, err
+	}
+	err = errors.Join(os.WriteFile(m.path(name+".pem"), cert, 0o600), os.WriteFile(m.path(name+".key"), key, 0o600))
+	if err != nil {
+		return nil, err
+	}
+	material, err := pki.Parse(cert, key, m.ca.PEM())
+	if err != nil {
+		return nil, err
+	}
+	return pki.Fixed(material), nil
+}
+
+// Gateway is a gateway in a process of its own.
+type Gateway struct {
+	admin string
+	cmd   *exec.Cmd
+	done  chan struct{} // closed when the process has ended
+
+	mu  sync.Mutex
+	log bytes.Buffer // its output; guarded by mu
+}
+
+// Write takes the process's output.
+func (g *Gateway) Write(p []byte) (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.log.Write(p)
+}
+
+// Log is the output of the process so far.
+func (g *Gateway) Log() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.log.String()
+}
+
+// start runs a gateway with this configuration, without the sections identity and admin, and waits until it
+// is ready. It gets the sockets that its listeners name.
+func (m *Mesh) start(name, config string, listeners ...net.Listener) (*Gateway, error) {
+	if _, err := m.identity(name); err != nil {
+		return nil, err
+	}
+	adm, err := listen()
+	if err != nil {
+		return nil, err
+	}
+	listeners = append(listeners, adm)
+	config += fmt.Sprintf("\nidentity: {cert: %s.pem, key: %s.key, roots: roots.pem}\nadmin: {address: %q}\n", name, name, adm.Addr())
+	if err := os.WriteFile(m.path(name+".yaml"), []byte(config), 0o600); err != nil {
+		return nil, err
+	}
+	g := &Gateway{admin: adm.Addr().String(), done: make(chan struct{})}
+	g.cmd = exec.Command(m.bin, "run", "-c", m.path(name+".yaml"), "--log-level", "warn")
+	g.cmd.Stdout, g.cmd.Stderr = g, g
+	g.cmd.Env = append(os.Environ(), "LISTEN_FDS="+strconv.Itoa(len(listeners)))
+	for _, ln := range listeners {
+		f, err := ln.(*net.TCPListener).File()
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		_ = ln.Close() // the process has it
+		g.cmd.ExtraFiles = append(g.cmd.ExtraFiles, f)
+	}
+	if err := g.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() { // ends with the process; Stop waits for it
+		_ = g.cmd.Wait() // how it ended is in the log
+		close(g.done)
+	}()
+	return g, g.ready()
+}
+
+func (g *Gateway) ready() error {
+	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		_, err := g.get("/readyz")
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-g.done:
+			return fmt.Errorf("the gateway ended: %s", g.Log())
+		default:
+		}
+		if time.Now().After(end) {
+			g.Stop()
+			return fmt.Errorf("the gateway is not ready: %w", err)
+		}
+	}
+}
+
+// Stop ends the process and waits for that.
+func (g *Gateway) Stop() {
+	_ = g.cmd.Process.Kill() // it may have ended
+	<-g.done
+}
+
+func (g *Gateway) get(path string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+g.admin+path, nil)
+	if err != nil {
+		return "", err
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", res.Status, body)
+	}
+	return string(body), err
+}
+
+// Figures are what a gateway shows of itself in /metrics.
+type Figures struct {
+	RSS         float64 // bytes
+	CPU         float64 // seconds
+	Files       float64 // open descriptors
+	Goroutines  float64
+	Dials       float64 // to destinations, so far
+	HopDials    float64 // to hops, so far
+	Transports  float64 // to hops, open
+	Connections float64 // accepted, open
+	Active      float64 // flows that are not over
+	StallResets float64 // streams reset for the memory budget, so far
+}
+
+// Figures reads /metrics.
+func (g *Gateway) Figures() (f Figures, err error) {
+	text, err := g.get("/metrics")
+	if err != nil {
+		return f, err
+	}
+	fields := map[string]*float64{
+		"process_resident_memory_bytes": &f.RSS, "process_cpu_seconds_total": &f.CPU, "process_open_fds": &f.Files,
+		"go_goroutines": &f.Goroutines, "culvert_dials_total": &f.Dials, "culvert_transport_dials_total": &f.HopDials,
+		"culvert_transports": &f.Transports, "culvert_connections": &f.Connections, "culvert_active_flows": &f.Active,
+		"culvert_stalled_resets_total": &f.StallResets,
+	}
+	for sc := bufio.NewScanner(strings.NewReader(text)); sc.Scan(); {
+		name, value, ok := strings.Cut(sc.Text(), " ")
+		if to := fields[name]; ok && to != nil {
+			if *to, err = strconv.ParseFloat(value, 64); err != nil {
+				return f, err
+			}
+			delete(fields, name)
+		}
+	}
+	for name := range fields {
+		return f, fmt.Errorf("/metrics has no %s", name)
+	}
+	return f, nil
+}
+
+func listen() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
