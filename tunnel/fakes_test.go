@@ -127,6 +127,7 @@ type fakeTransport struct {
 	slots    int
 	closed   bool
 	drained  bool
+	err      error
 	draining chan struct{}
 	done     chan struct{}
 	once     sync.Once
@@ -187,7 +188,19 @@ func (t *fakeTransport) Close() error {
 }
 
 func (t *fakeTransport) Done() <-chan struct{} { return t.done }
-func (t *fakeTransport) Err() error            { return nil }
+func (t *fakeTransport) Err() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.err
+}
+
+// fail ends the transport with err.
+func (t *fakeTransport) fail(err error) {
+	t.mu.Lock()
+	t.err = err
+	t.mu.Unlock()
+	_ = t.Close()
+}
 
 // testGateway is one that can record a flow and do nothing else.
 func testGateway() *Gateway { return &Gateway{env: Env{Log: slog.New(slog.DiscardHandler)}} }

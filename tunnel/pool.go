@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"culvert/pki/spiffe"
+	"culvert/tunnel/h2"
 )
 
 const (
@@ -32,6 +33,9 @@ const (
 	// retryMost; flows that come meanwhile get the error at once.
 	retryFirst = 200 * time.Millisecond
 	retryMost  = 5 * time.Second
+	// misuseRetry is for how long a hop is left alone at least after we had to end a connection for what it
+	// did there: a hostile one can do it so often, and no more.
+	misuseRetry = time.Second
 )
 
 // errPoolClosed is returned while a pool is closing.
@@ -372,19 +376,32 @@ func (g *group) failed(t *pooled, err error) bool {
 }
 
 // bury notes that t has ended; err, if not nil, says more than t itself. One that has ended soon, and before
-// the hop has answered anything on it, counts as a failed dial. Called with mu held.
+// the hop has answered anything on it, counts as a failed dial, and so does one that the hop has misused, or
+// each flow would give it another connection to misuse. Called with mu held.
 func (g *group) bury(t *pooled, err error) {
 	g.remove(t)
 	if t.buried {
 		return
 	}
 	t.buried = true
-	if !t.proven && time.Since(t.made) < retryMost && !(goingAway(t) && g.mayLeave()) {
+	if misused(t.Err()) {
+		if err == nil {
+			err = fmt.Errorf("the connection was ended: %w", t.Err())
+		}
+		g.backOff(err)
+		g.retryAt = time.Now().Add(max(time.Until(g.retryAt), misuseRetry))
+	} else if !t.proven && time.Since(t.made) < retryMost && !(goingAway(t) && g.mayLeave()) {
 		if err == nil {
 			err = fmt.Errorf("the connection ended before an answer: %w", t.Err())
 		}
 		g.backOff(err)
 	}
+}
+
+// misused reports whether a transport has ended with err because of what the hop did on it.
+func misused(err error) bool {
+	var end *h2.ConnError
+	return errors.As(err, &end) && end.By == h2.Local && end.Code != h2.NoError
 }
 
 // buryEnded takes out what has ended and was not watched yet. Called with mu held.

@@ -236,6 +236,31 @@ func TestPoolHopThatAllowsNoStreams(t *testing.T) {
 	})
 }
 
+// A hop that serves a flow and then misuses the connection, again and again, gets one connection a second.
+func TestPoolHopThatMisusesConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPoolTest(func(context.Context, int) (*fakeTransport, error) { return newFakeTransport(100), nil })
+		defer p.close()
+		passed := 0
+		for start := time.Now(); time.Since(start) < 10*time.Second; time.Sleep(10 * time.Millisecond) {
+			s, _, err := p.connect(t.Context(), p.chain, &ConnectRequest{Target: Target{Host: "a", Port: 1}})
+			if err != nil {
+				continue
+			}
+			passed++
+			s.Close()
+			p.mu.Lock()
+			last := p.made[len(p.made)-1]
+			p.mu.Unlock()
+			last.fail(&h2.ConnError{Code: h2.EnhanceYourCalm, By: h2.Local})
+			synctest.Wait()
+		}
+		if p.dialled() != 10 || passed != 10 {
+			t.Errorf("%d connections for %d flows in ten seconds, want ten each", p.dialled(), passed)
+		}
+	})
+}
+
 func TestPoolFailedDialWakesAllAndIsNotHammered(t *testing.T) {
 	boom := errors.New("boom")
 	synctest.Test(t, func(t *testing.T) {

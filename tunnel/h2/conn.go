@@ -46,6 +46,7 @@ type Conn struct {
 	ownOpen     int                  // streams of ours that are not closed on the wire
 	openCond    *sync.Cond           // a slot may be free, or the connection has ended; L is mu
 	refusedNow  int                  // streams refused since one was taken
+	lateResets  int                  // RST_STREAM frames that may come for streams that have ended, one for each
 	recentReset [2]recent            // ids that we have reset: of the peer's streams, and of ours
 	unread      map[*Stream]struct{} // streams that are closed on the wire and not by their users
 	idleSince   time.Time            // when the last stream went; zero while there are streams

@@ -415,6 +415,10 @@ func (c *Conn) onRSTStream(h frameHeader, p []byte) error {
 	}
 	s := c.streams[h.streamID]
 	if s == nil {
+		if c.lateResets > 0 { // it was on its way when the stream ended
+			c.lateResets--
+			return nil
+		}
 		return c.in.odd(controlFrame, 1)
 	}
 	early := !s.own && !s.answered

@@ -156,6 +156,7 @@ func (c *Conn) endReset(s *Stream, err error) {
 // user has called Close. Called with mu held.
 func (c *Conn) removeStream(s *Stream) {
 	s.wireDone = true
+	c.lateResets = min(c.lateResets+1, recentPerStream*int(c.cfg.MaxStreams))
 	if !s.userDone {
 		if c.unread == nil {
 			c.unread = make(map[*Stream]struct{})

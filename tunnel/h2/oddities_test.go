@@ -70,6 +70,20 @@ func TestOddities_Forgotten(t *testing.T) {
 	})
 }
 
+// RST_STREAM may cross the end of its stream, once each, however busy the connection is.
+func TestOddities_LateResets(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := server(t, nil)
+		for i := range uint32(3000) {
+			p.wantServes(1+2*i, "a stream that ends")
+			p.WriteRST(1+2*i, h2test.Cancel)
+		}
+		p.WantIdle("3000 crossed resets are no reason for GOAWAY")
+		p.wantServes(10001, "3000 crossed resets")
+		flood(t, p, 1001, func(uint32) { p.WriteRST(1, h2test.Cancel) })
+	})
+}
+
 // Our client role leaves an odd server as well: no new streams, Retired tells the pool, what is open goes on.
 func TestOddities_Client(t *testing.T) {
 	bubble(t, func(t *testing.T) {

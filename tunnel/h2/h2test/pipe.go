@@ -26,7 +26,7 @@ func PipeSize(limitBytes int) (a, b *Conn) {
 	return &Conn{in: ba, out: ab, local: "a", remote: "b"}, &Conn{in: ab, out: ba, local: "b", remote: "a"}
 }
 
-// Conn is one end of a Pipe. It behaves like a TCP connection without CloseWrite: deadlines unblock and
+// Conn is one end of a Pipe. It behaves like a TCP connection: deadlines unblock and
 // can be moved, and what was written before Close can still be read. All methods may be used concurrently.
 type Conn struct {
 	in, out       *half
@@ -43,6 +43,12 @@ func (c *Conn) Write(p []byte) (int, error) { return c.out.write(p) }
 // then io.EOF, and its writes return io.ErrClosedPipe. It may be called twice.
 func (c *Conn) Close() error {
 	c.in.closeReader()
+	c.out.closeWriter()
+	return nil
+}
+
+// CloseWrite ends the writing side: the other end reads io.EOF after what was written before.
+func (c *Conn) CloseWrite() error {
 	c.out.closeWriter()
 	return nil
 }
