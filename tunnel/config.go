@@ -79,9 +79,9 @@ type HopConfig struct {
 	// StreamsPerConnection is how many flows share a connection to the hop before another one is
 	// opened. Default 100, and never more than the hop allows.
 	StreamsPerConnection int `yaml:"streamsPerConnection"`
-	// Connections is over how many connections flows to the hop are spread as soon as two live at a time, so
-	// that one does not have to wait behind another; more are opened when these are full. Default the
-	// number of processors, at most 4.
+	// Connections is over how many connections flows to the hop are spread when several live at a time or
+	// follow closely, so that one does not have to wait behind another; more are opened when these are full.
+	// Default the number of processors, at most 4.
 	Connections int `yaml:"connections"`
 }
 

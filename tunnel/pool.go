@@ -21,6 +21,9 @@ const (
 	// maxDefaultSpread bounds over how many connections the flows to a hop are spread by default. One is read
 	// and written by one processor at a time.
 	maxDefaultSpread = 4
+	// closely is how soon after another a flow comes to a hop that is in use, so that more connections to it
+	// are worth their handshakes.
+	closely = 10 * time.Second
 	// spareFraction is the part of one connection's streams that a hop should have free: with fewer,
 	// another connection is made beside, so that no flow waits for a handshake.
 	spareFraction = 10
@@ -72,11 +75,12 @@ type group struct {
 
 	mu       sync.Mutex // guards the group below
 	conns    []*pooled
-	dialing  *dialing // nil: none under way
-	allows   int      // streams on one connection, as the hop said on one before; 0: not known
-	failures int      // dials failed in a row
-	leaving  int      // connections in a row on which the hop has said only that it leaves
-	lastErr  error    // of the last dial, nil if it succeeded
+	taken    time.Time // when a flow came last
+	dialing  *dialing  // nil: none under way
+	allows   int       // streams on one connection, as the hop said on one before; 0: not known
+	failures int       // dials failed in a row
+	leaving  int       // connections in a row on which the hop has said only that it leaves
+	lastErr  error     // of the last dial, nil if it succeeded
 	retryAt  time.Time
 	closed   bool
 }
@@ -169,10 +173,12 @@ func (p *pool) group(c *chain) (*group, error) {
 func (g *group) take(ctx context.Context) (*pooled, error) {
 	for {
 		g.mu.Lock()
-		t, scarce := g.roomiest()
+		now := time.Now()
+		t, scarce := g.roomiest(now)
 		if t != nil {
 			t.inUse++
-			if scarce && time.Now().After(g.retryAt) {
+			g.taken = now
+			if scarce && now.After(g.retryAt) {
 				g.startDial()
 			}
 			g.mu.Unlock()
@@ -183,7 +189,7 @@ func (g *group) take(ctx context.Context) (*pooled, error) {
 			return nil, errPoolClosed
 		}
 		g.buryEnded()
-		if g.dialing == nil && time.Now().Before(g.retryAt) {
+		if g.dialing == nil && now.Before(g.retryAt) {
 			err := g.lastErr
 			g.mu.Unlock()
 			return nil, fmt.Errorf("not tried again yet: %w", err)
@@ -206,8 +212,9 @@ func (g *group) take(ctx context.Context) (*pooled, error) {
 }
 
 // roomiest returns the transport with the most free streams, nil if none has one, and whether another should
-// be made beside: hardly any are free on all of them, or flows share one that should be spread. Called with mu held; a transport's Slots does not wait.
-func (g *group) roomiest() (best *pooled, scarce bool) {
+// be made beside: hardly any are free on all of them, or flows that come together, or closely after each other,
+// are not spread yet. Called with mu held; a transport's Slots does not wait.
+func (g *group) roomiest(now time.Time) (best *pooled, scarce bool) {
 	most, free, limit := 0, 0, g.chain.last.streamsPerConn
 	for _, t := range g.conns {
 		room := min(limit, g.allowed(t)) - t.inUse
@@ -223,8 +230,9 @@ func (g *group) roomiest() (best *pooled, scarce bool) {
 	if best == nil {
 		return nil, false
 	}
-	shared := best.inUse > 0 && len(g.conns) < g.chain.last.spread
-	return best, shared || free <= (best.inUse+most)/spareFraction
+	together := best.inUse > 0 || now.Sub(g.taken) < closely
+	spread := len(g.conns) >= g.chain.last.spread || g.chain.rest != nil // those to the first hop of a chain are spread
+	return best, together && !spread || free <= (best.inUse+most)/spareFraction
 }
 
 // barren counts the transports that the hop allows no streams on, though we would have them. Called with mu
