@@ -76,8 +76,7 @@ type Gateway struct {
 	work      sync.WaitGroup // accept loops, connections, the sweeper
 	accepting sync.WaitGroup // accept loops
 
-	untrimmed int       // flows that fell silent since the last trim; owned by sweepLoop
-	trimmed   time.Time // owned by sweepLoop
+	trimmer trimmer // owned by sweepLoop
 
 	replacing sync.Mutex // held while the configuration is replaced; taken before mu
 

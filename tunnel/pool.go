@@ -21,6 +21,9 @@ const (
 	// maxDefaultSpread bounds over how many connections the flows to a hop are spread by default. One is read
 	// and written by one processor at a time.
 	maxDefaultSpread = 4
+	// surplusIdle is how long a connection beyond those that flows are spread over may be without one. The others
+	// stay until the hop or IdleTimeout of h2 ends them.
+	surplusIdle = 10 * time.Second
 	// closely is how soon after another a flow comes to a hop that is in use, so that more connections to it
 	// are worth their handshakes.
 	closely = 10 * time.Second
@@ -100,6 +103,7 @@ type pooled struct {
 	buried bool // its end was noted; guarded by group.mu
 	allows int  // streams, as the hop has said; 0: not known; guarded by group.mu
 	made   time.Time
+	idleAt time.Time // when prune found no stream on it; zero: when it looked last there was one; guarded by group.mu
 }
 
 func newPool(self func() spiffe.ID, dial func(context.Context, *chain) (Transport, error), st *stats) *pool {
@@ -456,6 +460,38 @@ func (g *group) watch(t *pooled) {
 	g.mu.Unlock()
 	_ = t.Close() // gives back what it holds
 	g.pool.stats.transports.add(-1)
+}
+
+// prune ends connections that were made for more flows than there are now.
+func (p *pool) prune(now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, g := range p.groups {
+		g.prune(now)
+	}
+}
+
+func (g *group) prune(now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i := len(g.conns) - 1; i >= 0 && len(g.conns) > max(g.chain.last.spread, 1); i-- {
+		t := g.conns[i]
+		if t.inUse > 0 {
+			t.idleAt = time.Time{}
+		} else if t.idleAt.IsZero() {
+			t.idleAt = now
+		} else if now.Sub(t.idleAt) >= surplusIdle {
+			g.remove(t)
+			g.pool.loops.Add(1)
+			go g.retire(t) // ends at once, as no stream is open, or with the pool; close waits for it
+		}
+	}
+}
+
+// retire ends a transport that gets no new streams when the last of them has ended.
+func (g *group) retire(t *pooled) {
+	defer g.pool.loops.Done()
+	_ = t.Drain(g.pool.base) // it is over for new streams; those that live may
 }
 
 // drain takes no new tunnels, waits until those that are open have ended, and closes. When ctx ends first

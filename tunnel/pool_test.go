@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -558,5 +559,54 @@ func TestPoolIdentity(t *testing.T) {
 		}
 		_ = first.Close()
 		_ = second.Close()
+	})
+}
+
+// Connections that were made for more flows than there are now are ended, but not those that flows are spread over.
+func TestPoolPrune(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPoolTest(slowly(1))
+		defer p.close()
+		p.chain.last.spread = 2
+		var list []Stream
+		for range 5 * defaultStreamsPerConn {
+			list = append(list, p.open(t))
+			time.Sleep(time.Millisecond)
+		}
+		for _, s := range list[1:] {
+			s.Close()
+		}
+		time.Sleep(time.Minute) // connections that were begun are made
+		g := p.chain.group(p.pool)
+		conns := func() []*pooled {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			return slices.Clone(g.conns)
+		}
+		made := conns()
+		if len(made) < 5 {
+			t.Fatalf("%d connections for %d flows, want 5 or more", len(made), len(list))
+		}
+		p.prune(time.Now())
+		p.prune(time.Now().Add(surplusIdle - 1))
+		synctest.Wait()
+		if n := len(conns()); n != len(made) {
+			t.Errorf("%d connections of %d are left before their time", n, len(made))
+		}
+		p.prune(time.Now().Add(surplusIdle))
+		synctest.Wait()
+		left := conns()
+		if len(left) != 2 || left[0].inUse+left[1].inUse != 1 {
+			t.Errorf("%d connections are left, want 2, and among them that of the flow that lives", len(left))
+		}
+		for _, one := range made {
+			fake := one.Transport.(*fakeTransport)
+			fake.mu.Lock()
+			if drained := fake.drained; drained == slices.Contains(left, one) {
+				t.Errorf("drained: %v, want that of those that are not left", drained)
+			}
+			fake.mu.Unlock()
+		}
+		list[0].Close()
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -283,24 +284,52 @@ func (g *Gateway) sweep(now time.Time) {
 	for _, f := range silent {
 		f.renew()
 	}
-	g.trim(len(silent), now)
+	g.pool.prune(now)
+	if g.trimmer.due(len(silent), g.stats.active.load()+trimConn*g.numConns(), now) {
+		trim()
+	}
 }
 
 const (
-	// trimFlows is how many flows must have fallen silent for their memory to be worth a collection.
+	// trimFlows is how many flows must have fallen silent, or ended, for their memory to be worth a collection.
 	trimFlows = 1000
+	// trimConn is for how many flows a connection between gateways counts.
+	trimConn = 20
 	// trimPause is the shortest time between two such collections.
 	trimPause = 10 * time.Second
 )
 
-// trim gives memory back to the system after many flows have fallen silent together. What opening them has
-// cost, and the stacks that renewing has set free, would otherwise stay until the next collection, and a
-// gateway whose flows are idle has none for two minutes. Owned by sweepLoop.
-func (g *Gateway) trim(silent int, now time.Time) {
-	g.untrimmed += silent
-	if g.untrimmed < trimFlows || silent > trimFlows/10 || now.Sub(g.trimmed) < trimPause {
-		return // too few, or more are to come
+// trimmer sees when many flows have fallen silent or ended. What opening them has cost, the stacks that renewing
+// has set free and what those held that are gone would otherwise stay until the next collection, which an idle
+// gateway has every two minutes, and with the process for long after. Owned by sweepLoop.
+type trimmer struct {
+	silent int       // flows that fell silent since the last trim
+	most   int64     // flows that were live at once since then
+	live   int64     // at the last look
+	at     time.Time // of the last trim
+}
+
+// due reports whether memory should be given back to the system now.
+func (t *trimmer) due(silent int, live int64, now time.Time) bool {
+	t.silent += silent
+	t.most = max(t.most, live)
+	calm := silent <= trimFlows/10 && max(t.live-live, live-t.live) <= trimFlows/10 // no more are to come
+	t.live = live
+	if t.silent < trimFlows && t.most-live < trimFlows || !calm || now.Sub(t.at) < trimPause {
+		return false
 	}
-	g.untrimmed, g.trimmed = 0, now
+	*t = trimmer{most: live, live: live, at: now}
+	return true
+}
+
+// numConns is how many connections there are with other gateways.
+func (g *Gateway) numConns() int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return int64(len(g.servers)) + g.stats.transports.load()
+}
+
+func trim() {
+	runtime.GC() // pools give up what they hold at the second collection
 	debug.FreeOSMemory()
 }
