@@ -16,6 +16,8 @@ TIMEOUT   ?= 20m
 
 # Tests against programs that are not ours, by name. They run in `make test` and `make conformance`, not in `make check`.
 FOREIGN := ^Test(Foreign|H2spec|Conformance)
+# Attacks on gateway processes, which take their second each. They run in `make test`, not in `make check`.
+ATTACKS := ^TestAttack
 # Tests that count what code costs. The race detector adds costs of its own, so they run without it.
 COSTS   := Alloc|Cost|Memory
 
@@ -27,7 +29,7 @@ SUITE := gotestsum --format pkgname --format-icons text --jsonfile
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help run build setup tools test check lint race costs portable conformance soak bench compare fuzz clean
+.PHONY: help run build setup tools test check lint race costs portable conformance soak bench compare attack fuzz clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -56,7 +58,7 @@ test: ## the whole suite: setup, build, lint, portable, race, costs; fails in CI
 
 check: tools ## the quick part: lint and the unit tests, without race detector and foreign programs
 	@$(MAKE) lint
-	@$(GO) test -vet=off -short -skip '$(FOREIGN)' $(PKG)
+	@$(GO) test -vet=off -short -skip '$(FOREIGN)|$(ATTACKS)' $(PKG)
 
 lint: tools ## gofmt, go vet, staticcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt-ed:" $$files; exit 1; }
@@ -89,6 +91,9 @@ compare: ## this gateway pair beside others, into bench/RESULTS.md: ROUNDS=5, an
 	@$(MAKE) build
 	@$(GO) build -o .build/compare ./bench/compare
 	@.build/compare -rounds $(ROUNDS) -pairs '$(PAIRS)' -measures '$(MEASURES)' -out $(OUT)
+
+attack: build ## the attacks of SECURITY.md at full speed on bin/gateway; prints a table and keeps it in docs/attacks.md
+	@$(GO) run ./bench/attack/cmd -gateway bin/gateway -o docs/attacks.md
 
 fuzz: ## every fuzz target for FUZZTIME (default 30s)
 	@.ci/fuzz $(FUZZTIME)

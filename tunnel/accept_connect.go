@@ -60,6 +60,7 @@ func (l *listener) serveConnect(nc net.Conn, conf *listenerConf) {
 	s.one.L = &s.mu
 	cfg := g.env.H2
 	cfg.Handler, cfg.Budget = s.serveStream, g.env.Budget
+	cfg.OnOffence = func(c *h2.Conn, err *h2.ConnError) { g.offended(c, peer, err) }
 	if s.conn, err = h2.NewServer(tc, &cfg); err != nil {
 		_ = nc.Close()
 		return
@@ -105,6 +106,17 @@ func (g *Gateway) farewell(nc net.Conn) {
 		_, _ = io.CopyN(io.Discard, s, farewellBytes) // whatever ends it
 	}
 	_ = s.Close()
+}
+
+// offended notes that a connection was ended for what the peer at its other end did. A hostile one can make any
+// number of these, so after the first of them only some are logged.
+func (g *Gateway) offended(c *h2.Conn, peer spiffe.ID, err *h2.ConnError) {
+	g.stats.offences.add(1)
+	if n := g.stats.offences.load(); n > refusedLogEvery && n%refusedLogEvery != 0 {
+		return
+	}
+	g.env.Log.LogAttrs(g.base, slog.LevelWarn, "connection ended for what the peer did",
+		slog.String("peer", peer.String()), slog.String("src", c.NetConn().RemoteAddr().String()), slog.String("reason", err.Error()))
 }
 
 // refusedLogEvery is how many refused peers share a line in the log; the metric counts all.

@@ -2,10 +2,14 @@ package tunnel
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+
+	"culvert/pki/spiffe"
+	"culvert/tunnel/h2"
 )
 
 // openConnect opens a flow through the hops of its route: a tunnel to the destination at the last hop,
@@ -81,8 +85,18 @@ func (g *Gateway) dialH2(ctx context.Context, hop *Hop, dial func(context.Contex
 		return nil, err
 	}
 	cfg := g.env.H2
-	cfg.Handler, cfg.Budget = nil, g.env.Budget
+	cfg.Handler, cfg.Budget, cfg.OnOffence = nil, g.env.Budget, g.hopOffended
 	return newH2Transport(ctx, nc, hop, g.env.ClientTLS(hop), &cfg, &g.stats)
+}
+
+// hopOffended is offended for a connection to a hop.
+func (g *Gateway) hopOffended(c *h2.Conn, err *h2.ConnError) {
+	var peer spiffe.ID
+	if tc, ok := c.NetConn().(*tls.Conn); ok {
+		cs := tc.ConnectionState()
+		peer, _ = peerID(&cs) // it was checked when the connection was made
+	}
+	g.offended(c, peer, err)
 }
 
 // dialHop connects to a hop. Neither egress guard nor policy is asked: the operator has named it.

@@ -359,10 +359,13 @@ func (g *group) answered(t *pooled) {
 	g.prove(t)
 }
 
-// prove notes that t leads to a hop that answers. Called with mu held.
+// prove ends a wait for the hop, as it has answered on t, unless t has ended meanwhile and that has told more.
+// Called with mu held.
 func (g *group) prove(t *pooled) {
 	t.proven = true
-	g.failures, g.leaving, g.lastErr, g.retryAt = 0, 0, nil, time.Time{}
+	if !t.buried {
+		g.failures, g.leaving, g.lastErr, g.retryAt = 0, 0, nil, time.Time{}
+	}
 }
 
 // failed gives the stream back that was set aside on t, and reports whether the request may be sent

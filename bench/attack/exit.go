@@ -97,6 +97,7 @@ func newServers() (*servers, error) {
 	var err error
 	if s.echo, err = s.serve(func(nc net.Conn) { _, _ = io.Copy(nc, nc) }); err == nil { // its end is nobody's matter
 		s.source, err = s.serve(func(nc net.Conn) {
+			_ = nc.(*net.TCPConn).SetWriteBuffer(64 << 10) // or it fills megabytes of the kernel's
 			for buf := make([]byte, 64<<10); ; {
 				if _, err := nc.Write(buf); err != nil {
 					return

@@ -29,6 +29,9 @@ type Mesh struct {
 	bin string
 	dir string
 	ca  *pki.CA
+
+	mu       sync.Mutex
+	gateways []*Gateway // guarded by mu
 }
 
 // NewMesh makes a CA in dir, for gateways that are started from the program bin.
@@ -39,6 +42,15 @@ func NewMesh(bin, dir string) (*Mesh, error) {
 	}
 	m := &Mesh{bin: bin, dir: dir, ca: ca}
 	return m, os.WriteFile(m.path("roots.pem"), ca.PEM(), 0o600)
+}
+
+// Close ends the gateways that were started, so that what is done with them fails.
+func (m *Mesh) Close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, g := range m.gateways {
+		g.Stop()
+	}
 }
 
 func (m *Mesh) path(name string) string { return filepath.Join(m.dir, name) }
@@ -123,6 +135,9 @@ func (m *Mesh) start(name, config string, listeners ...net.Listener) (*Gateway, 
 		_ = g.cmd.Wait() // how it ended is in the log
 		close(g.done)
 	}()
+	m.mu.Lock()
+	m.gateways = append(m.gateways, g)
+	m.mu.Unlock()
 	return g, g.ready()
 }
 
@@ -181,6 +196,7 @@ type Figures struct {
 	Transports  float64 // to hops, open
 	Connections float64 // accepted, open
 	Active      float64 // flows that are not over
+	Offences    float64 // connections ended for what the other end did, so far
 	StallResets float64 // streams reset for the memory budget, so far
 }
 
@@ -194,7 +210,7 @@ func (g *Gateway) Figures() (f Figures, err error) {
 		"process_resident_memory_bytes": &f.RSS, "process_cpu_seconds_total": &f.CPU, "process_open_fds": &f.Files,
 		"go_goroutines": &f.Goroutines, "culvert_dials_total": &f.Dials, "culvert_transport_dials_total": &f.HopDials,
 		"culvert_transports": &f.Transports, "culvert_connections": &f.Connections, "culvert_active_flows": &f.Active,
-		"culvert_stalled_resets_total": &f.StallResets,
+		"culvert_stalled_resets_total": &f.StallResets, "culvert_offences_total": &f.Offences,
 	}
 	for sc := bufio.NewScanner(strings.NewReader(text)); sc.Scan(); {
 		name, value, ok := strings.Cut(sc.Text(), " ")

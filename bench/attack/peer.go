@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
@@ -267,21 +266,30 @@ func (p *Peer) Tunnel() (uint32, error) {
 	return id, nil
 }
 
-// Echo sends text through a tunnel to an echo and wants it back.
+// Echo sends text through a tunnel to an echo and wants it back. What came is given back as window.
 func (p *Peer) Echo(id uint32, text string) error {
 	p.mu.Lock()
-	before := p.seen.Echo[id]
+	p.seen.Echo[id] = ""
 	p.mu.Unlock()
 	if err := errors.Join(p.fr.WriteData(id, false, []byte(text)), p.Flush()); err != nil {
 		return err
 	}
-	p.Wait(patience, func(s *Seen) bool { return len(s.Echo[id]) >= len(before)+len(text) || s.Ended || s.reset(id) })
+	p.Wait(patience, func(s *Seen) bool { return len(s.Echo[id]) >= len(text) || s.Ended || s.reset(id) })
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if got := strings.TrimPrefix(p.seen.Echo[id], before); got != text {
+	if got := p.seen.Echo[id]; got != text {
 		return fmt.Errorf("echo of the tunnel on stream %d = %q, want %q", id, got, text)
 	}
-	return nil
+	n := uint32(len(text))
+	return errors.Join(p.fr.WriteWindowUpdate(0, n), p.fr.WriteWindowUpdate(id, n), p.Flush())
+}
+
+// last is the code of the last GOAWAY, NO_ERROR where there was none.
+func (s *Seen) last() http2.ErrCode {
+	if len(s.GoAways) == 0 {
+		return http2.ErrCodeNo
+	}
+	return s.GoAways[len(s.GoAways)-1]
 }
 
 func (s *Seen) reset(id uint32) bool {

@@ -14,18 +14,31 @@ const probeEvery = 2 * time.Millisecond
 // Probe is an innocent flow beside an attack: it sends 64 bytes every two milliseconds and waits for their
 // echo.
 type Probe struct {
-	nc   net.Conn
-	stop chan struct{}
-	done chan struct{}
+	round func() error // sends and waits
+	end   func()       // makes a round under way fail
+	stop  chan struct{}
+	done  chan struct{}
 
 	mu    sync.Mutex
-	times []time.Duration
-	err   error
+	times []time.Duration // guarded by mu
+	err   error           // guarded by mu
 }
 
-// StartProbe begins to probe through nc, which leads to an echo, and owns it.
-func StartProbe(nc net.Conn) *Probe {
-	p := &Probe{nc: nc, stop: make(chan struct{}), done: make(chan struct{})}
+// probeConn begins to probe through nc, which leads to an echo, and owns it.
+func probeConn(nc net.Conn) *Probe {
+	buf := make([]byte, 64)
+	return startProbe(func() error {
+		_ = nc.SetDeadline(time.Now().Add(patience)) // a broken one fails below
+		if _, err := nc.Write(buf); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(nc, buf)
+		return err
+	}, func() { _ = nc.Close() })
+}
+
+func startProbe(round func() error, end func()) *Probe {
+	p := &Probe{round: round, end: end, stop: make(chan struct{}), done: make(chan struct{})}
 	go p.loop() // ends with Stop, which waits for it
 	return p
 }
@@ -34,19 +47,14 @@ func (p *Probe) loop() {
 	defer close(p.done)
 	tick := time.NewTicker(probeEvery)
 	defer tick.Stop()
-	buf := make([]byte, 64)
 	for {
 		select {
 		case <-p.stop:
 			return
 		case <-tick.C:
 		}
-		_ = p.nc.SetDeadline(time.Now().Add(patience)) // a broken one fails below
 		start := time.Now()
-		_, err := p.nc.Write(buf)
-		if err == nil {
-			_, err = io.ReadFull(p.nc, buf)
-		}
+		err := p.round()
 		p.mu.Lock()
 		p.times = append(p.times, time.Since(start))
 		p.err = err
@@ -57,23 +65,30 @@ func (p *Probe) loop() {
 	}
 }
 
-// Take returns the median and the 99th percentile of the round trips since it was called last, how many
-// there were, and the error that has ended the probe.
-func (p *Probe) Take() (p50, p99 time.Duration, n int, err error) {
+// Rounds are the round trips of a probe.
+type Rounds struct {
+	P50, P99 time.Duration
+	N        int
+	Err      error // what has ended the probe
+}
+
+// Take returns the round trips since it was called last.
+func (p *Probe) Take() (r Rounds) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	times := p.times
 	p.times = nil
-	if len(times) == 0 {
-		return 0, 0, 0, p.err
+	r.Err, r.N = p.err, len(times)
+	if r.N > 0 {
+		slices.Sort(times)
+		r.P50, r.P99 = times[r.N/2], times[r.N*99/100]
 	}
-	slices.Sort(times)
-	return times[len(times)/2], times[len(times)*99/100], len(times), p.err
+	return r
 }
 
 // Stop ends the probe.
 func (p *Probe) Stop() {
 	close(p.stop)
-	_ = p.nc.Close()
+	p.end()
 	<-p.done
 }

@@ -66,6 +66,7 @@ func (c *collector) counters() {
 	add("in_bytes_total", "Bytes carried towards destinations.", func(s *tunnel.Stats) int64 { return s.BytesIn })
 	add("out_bytes_total", "Bytes carried back from destinations.", func(s *tunnel.Stats) int64 { return s.BytesOut })
 	add("tls_refused_total", "Peers that did not get through the TLS handshake.", func(s *tunnel.Stats) int64 { return s.TLSRefused })
+	add("offences_total", "Connections, to peers and to hops, ended for what the other end did on them.", func(s *tunnel.Stats) int64 { return s.Offences })
 	add("capture_failed_total", "Apps that did not get through the handshake of their way, such as SOCKS5.", func(s *tunnel.Stats) int64 { return s.CaptureFailed })
 	add("accept_errors_total", "Errors of accepting connections.", func(s *tunnel.Stats) int64 { return s.AcceptErrors })
 	add("shed_total", "Accepted connections closed at once because files, memory or a listener's limit were used up; flows that could not be dialled for it end as full.", func(s *tunnel.Stats) int64 { return s.Shed })
