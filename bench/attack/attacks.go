@@ -122,7 +122,7 @@ func resets() []Attack {
 			err = errors.Join(err, p.fr.WriteData(id, true, nil), p.Flush())
 			p.Wait(patience, func(s *Seen) bool { return s.Ended || s.Frames > 0 })
 			return err
-		}, Turn: func(p *Peer) error { return p.fr.WriteData(1, false, []byte("x")) }, Limit: 20_000,
+		}, Turn: func(p *Peer) error { return p.fr.WriteData(1, false, []byte("x")) }, Limit: splinters,
 			Codes: []http2.ErrCode{http2.ErrCodeEnhanceYourCalm, http2.ErrCodeStreamClosed}},
 	)
 }
