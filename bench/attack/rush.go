@@ -1,6 +1,7 @@
 package attack
 
 import (
+	"net"
 	"regexp"
 	"time"
 
@@ -22,6 +23,7 @@ type Result struct {
 	Grown    float64 // resident memory at its most, beyond that before, bytes
 	Left     float64 // descriptors held when the offender is gone
 	Probe    Rounds  // on another connection
+	Direct   Rounds  // of the same probe without a gateway: what the machine adds
 	Beside   *Rounds // on a connection of the offender; nil: there was none
 }
 
@@ -43,6 +45,7 @@ type Rush struct {
 	For  time.Duration  // each attack
 	Only *regexp.Regexp // names of the attacks to play; nil: all
 	idle float64        // cores that the probe alone costs
+	echo string         // where both probes lead
 }
 
 // plays reports whether the attack of that name is to be played.
@@ -50,6 +53,7 @@ func (r *Rush) plays(name string) bool { return r.Only == nil || r.Only.MatchStr
 
 // Exit plays every attack on an exit.
 func (r *Rush) Exit(e *Exit, each func(*Result)) error {
+	r.echo = e.servers.echo
 	probe, err := e.probe()
 	if err != nil {
 		return err
@@ -146,12 +150,18 @@ func (r *Rush) measure(g *Gateway, probe *Probe, row int, name string, play func
 	if err != nil {
 		return nil, err
 	}
+	nc, err := net.Dial("tcp", r.echo)
+	if err != nil {
+		return nil, err
+	}
+	direct := probeConn(nc)
+	defer direct.Stop()
 	probe.Take()
 	start := time.Now()
 	stop, most := watchRSS(g)
 	err = play(res, start.Add(r.For))
 	stop()
-	res.Probe = probe.Take()
+	res.Probe, res.Direct = probe.Take(), direct.Take()
 	res.Seconds = time.Since(start).Seconds()
 	if err != nil {
 		return nil, err
@@ -205,6 +215,7 @@ func (r *Rush) Stalled(e *Exit, name string, tunnels int) (*Result, error) {
 	if !r.plays(name) {
 		return nil, nil
 	}
+	r.echo = e.servers.echo
 	probe, err := e.probe()
 	if err != nil {
 		return nil, err
@@ -238,6 +249,7 @@ func (r *Rush) ZeroWindow(e *Exit) (*Result, error) {
 	if !r.plays(name) {
 		return nil, nil
 	}
+	r.echo = e.servers.echo
 	probe, err := e.probe()
 	if err != nil {
 		return nil, err

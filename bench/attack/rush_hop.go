@@ -34,6 +34,7 @@ func (t *tally) stop() {
 
 // Entry plays every attack of a hop on an entry, while an app asks for flows again and again.
 func (r *Rush) Entry(e *Entry, each func(*Result)) error {
+	r.echo = e.Exit.servers.echo
 	nc, err := e.Innocent()
 	if err != nil {
 		return err

@@ -38,7 +38,7 @@ through the same gateway on another connection and waits for their echo. The att
 play each once and check the codes, the counts and that nothing is left.
 
 - command: `+"`make attack`"+`
-- machine: %s, %d cores, %s/%s, %s, shared with the offender and the probe
+- machine: %s, %d cores, %s/%s, %s, shared with the offender and the probe; load when this began: %s
 - date: %s
 
 | column | means |
@@ -50,10 +50,11 @@ play each once and check the codes, the counts and that nothing is left.
 | memory | resident memory at its most, beyond that before; to reach: 16 MiB |
 | files | descriptors still held three seconds later; to reach: 0 |
 | probe | median and 99th percentile; to reach: %v and no error |
+| direct | 99th percentile of the same probe without a gateway, at the same time: what the machine adds by itself |
 
 After an offence the gateway holds the socket for a second without reading, which is why an offender gets no further
 than about one connection a second. What missed its goal is set in bold.
-`, each, machine(), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(), time.Now().UTC().Format(time.DateOnly), goalCores, goalP99)
+`, each, machine(), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(), load(), time.Now().UTC().Format(time.DateOnly), goalCores, goalP99)
 }
 
 // machine names the processor.
@@ -71,9 +72,19 @@ func machine() string {
 	return "unknown processor"
 }
 
+// load is how many tasks wanted a core in the last minute, where the system tells.
+func load() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	first, _, ok := strings.Cut(string(text), " ")
+	if err != nil || !ok {
+		return "unknown"
+	}
+	return first
+}
+
 func (r *report) table(title, dials string) {
-	fmt.Fprintf(r.to, "\n## %s\n\n| row | attack | ended | offences/s | per connection: offences | resets | %s | cores | memory, MiB | files | probe p50, ms | p99, ms | errors |\n", title, dials)
-	fmt.Fprintln(r.to, "|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+	fmt.Fprintf(r.to, "\n## %s\n\n| row | attack | ended | offences/s | per connection: offences | resets | %s | cores | memory, MiB | files | probe p50, ms | p99, ms | errors | direct p99, ms |\n", title, dials)
+	fmt.Fprintln(r.to, "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
 }
 
 // row prints what an attack came to, and holds it against the goals.
@@ -106,7 +117,7 @@ func (r *report) probe(a *attack.Result, p *attack.Rounds) {
 	if p.Err != nil {
 		errors = r.goal(a, false, "%v", p.Err)
 	}
-	fmt.Fprintf(r.to, " %.2f | %s | %s |\n", ms(p.P50), r.goal(a, p.P99 <= goalP99, "%.1f", ms(p.P99)), errors)
+	fmt.Fprintf(r.to, " %.2f | %s | %s | %.1f |\n", ms(p.P50), r.goal(a, p.P99 <= goalP99, "%.1f", ms(p.P99)), errors, ms(a.Direct.P99))
 }
 
 func ms(d time.Duration) float64 { return d.Seconds() * 1000 }
