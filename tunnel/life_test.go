@@ -556,6 +556,7 @@ func TestWithdrawnRequests(t *testing.T) {
 	if abandoned < 20 || abandoned > 30 {
 		t.Errorf("%d of %d requests were left to be answered, want about 30: 50 resets are allowed at once", abandoned, flows)
 	}
+	waitUntil(t, "the resets to come", func() bool { return resets.Load() == flows-abandoned })
 	close(answer)
 	waitUntil(t, "the rest to be answered", func() bool { return resets.Load()+waited.Load() == flows })
 	if waited.Load() != abandoned {

@@ -59,7 +59,7 @@ func (e *Entry) start(m *Mesh) error {
 - {name: hostile, kind: socks5, address: %q}
 - {name: good, kind: socks5, address: %q}
 hops:
-  hostile: {address: %q}
+  hostile: {address: %q, connections: 1}
   good: {address: %q}
 routes:
 - {listeners: [hostile], via: [hostile]}

@@ -206,6 +206,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add("spiffe://cluster.local/ns/default/sa/web")
 	f.Add("spiffe://a/b/c")
+	f.Add("spiffe://../...") // dots alone are a trust domain, and three of them a segment
 	f.Fuzz(func(t *testing.T, s string) {
 		id, err := Parse(s)
 		if err != nil {
@@ -217,7 +218,7 @@ func FuzzParse(f *testing.F) {
 		if id.String() != s || scheme+id.TrustDomain()+id.Path() != s || len(s) > MaxLen {
 			t.Fatalf("Parse(%q) = %q + %q", s, id.TrustDomain(), id.Path())
 		}
-		if strings.ContainsAny(s, "%?#@*[]\\ \x00\r\n") || strings.Contains(s, "/../") || strings.HasSuffix(s, "/") {
+		if strings.ContainsAny(s, "%?#@*[]\\ \x00\r\n") || strings.Contains(id.Path(), "/../") || strings.HasSuffix(s, "/") {
 			t.Fatalf("Parse(%q) = nil error", s)
 		}
 		if id.ServiceAccount() != "" {

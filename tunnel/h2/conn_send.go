@@ -11,6 +11,10 @@ import (
 // many small writers need one system call and no hand-over, and none of them is kept for long. Called
 // and returns with mu held; mu is free during I/O.
 func (c *Conn) writeRounds(own *Stream, rounds int) {
+	if c.finished {
+		c.ctrl = c.ctrl[:0] // the socket is being closed
+		return
+	}
 	c.busy = true
 	var b batch
 	for c.err == nil || len(c.ctrl) > 0 {
