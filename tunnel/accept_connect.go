@@ -229,6 +229,9 @@ func (a *connected) Accept(f *Flow) (Conn, []byte, error) {
 		_ = a.s.Close() // the peer has reset it
 		return nil, nil, err
 	}
+	// The stream keeps its head for as long as it lives, and nobody reads its fields again.
+	head := a.s.Request()
+	head.Fields, head.Authority = nil, ""
 	return a.s, nil, nil
 }
 
