@@ -87,7 +87,7 @@ func wantBack(t *testing.T, g *Gateway, before Figures) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("the gateway holds %+v, before %+v", now, before)
+			t.Fatalf("the gateway holds %+v, before %+v; its files: %v", now, before, g.files())
 		}
 	}
 }
