@@ -107,8 +107,7 @@ func (l *listener) close() {
 func (l *listener) acceptLoop() {
 	defer l.g.work.Done()
 	defer l.g.accepting.Done()
-	l.spare = openSpare()
-	defer l.spare.close()
+	defer func() { l.spare.close() }()
 	var pause time.Duration
 	for {
 		nc, err := l.ln.Accept()

@@ -274,6 +274,7 @@ func (g *Gateway) install(next *listening, p *plan) {
 	for _, l := range next.opened {
 		g.work.Add(1)
 		g.accepting.Add(1)
+		l.spare = openSpare()
 		go l.acceptLoop() // ends when the listener is closed, by Drain, Close or a Reload without it; Close waits for it
 	}
 }

@@ -294,7 +294,7 @@ const (
 	// trimFlows is how many flows must have fallen silent, or ended, for their memory to be worth a collection.
 	trimFlows = 1000
 	// trimConn is for how many flows a connection between gateways counts.
-	trimConn = 20
+	trimConn = 50
 	// trimPause is the shortest time between two such collections.
 	trimPause = 10 * time.Second
 )
