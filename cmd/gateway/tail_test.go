@@ -4,11 +4,14 @@ import (
 	"bufio"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -176,6 +179,15 @@ func TestKilledUpstream(t *testing.T) {
 	if err := server.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	within(t, "the server to stand still", func() error { // each of its threads stops by itself
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", server.cmd.Process.Pid))
+		for _, name := range threads {
+			if text, err := os.ReadFile(name); err == nil && !strings.Contains(string(text), ") T ") {
+				return errors.New(string(text))
+			}
+		}
+		return err
+	})
 	if _, err := client.Write(make([]byte, 1000)); err != nil {
 		t.Fatal(err)
 	}
