@@ -132,7 +132,8 @@ func (c *Conn) part() {
 
 // Close ends the connection at once: GOAWAY(NO_ERROR) is sent if the socket takes it, streams end with
 // a *ConnError. It waits for the reader and for the socket's end, after an offence of the peer for
-// CloseDelay, after a Drain for the peer's end or 5 s, and must not be called from a hook of Config other than Handler. It may be called again.
+// CloseDelay, after a Drain for the peer's end or 5 s, and must not be called from a hook of Config other than
+// Handler. It may be called again.
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	if c.err == nil {

@@ -31,7 +31,7 @@ type inbound struct {
 	odds      oddCount
 	leave     bool   // the count is above softShare
 	emptyData int    // consecutive empty DATA frames
-	record    uint32 // counts reads, each of which gives a TLS record at most
+	record    uint32 // counts reads, each of which gives a TLS record, or through a gate all that arrived together
 
 	fresh []*Stream // streams of the peer that came with the last bytes
 	bdp   bdp       // its sample is started by readLoop and finished under Conn.mu, by readLoop too

@@ -244,18 +244,12 @@ func (s *source) take() { s.buf = getBuffer(min(s.size, frameHeaderLen+s.limit),
 // tryRead is called by the runtime when the socket may be readable; false waits for that.
 func (s *source) tryRead(fd uintptr) bool {
 	s.take()
-	for {
-		s.n, s.err = syscall.Read(int(fd), s.buf.b[frameHeaderLen:min(len(s.buf.b), frameHeaderLen+s.limit)])
-		if s.err != syscall.EINTR {
-			break
-		}
-	}
+	s.n, s.err = ignoringEINTR(syscall.Read, fd, s.buf.b[frameHeaderLen:min(len(s.buf.b), frameHeaderLen+s.limit)])
 	if s.err == syscall.EAGAIN {
 		s.buf.release()
 		s.buf = nil
 		return false
 	}
-	s.n = max(s.n, 0)
 	if s.n == 0 && s.err == nil {
 		s.err = io.EOF
 	}
