@@ -8,6 +8,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"culvert/tunnel/nowait"
 )
 
 // Conn is one end of a flow: a socket, or a stream of a transport. Each direction ends by itself, and an
@@ -62,58 +64,15 @@ func (s *socket) tryWrite(p []byte) (int, error) {
 	}
 	defer s.wmu.Unlock()
 	if s.raw == nil {
-		tc, ok := s.Conn.(*net.TCPConn)
-		if !ok {
+		if s.raw = nowait.Raw(s.Conn); s.raw == nil {
 			return 0, nil
 		}
-		raw, err := tc.SyscallConn()
-		if err != nil {
-			return 0, err
-		}
-		s.raw = raw
 	}
-	t := tries.Get().(*try)
-	n, err := t.write(s.raw, p)
-	tries.Put(t)
+	n, err := nowait.TryWrite(s.raw, p)
 	if err != nil && swallowed(err) {
 		s.broken = true
 	}
 	return n, err
-}
-
-// try is a write that does not wait. It is pooled, as its function would have to be made for every write.
-type try struct {
-	p   []byte
-	n   int
-	err error
-	do  func(fd uintptr) bool
-}
-
-// tries holds *try.
-var tries = sync.Pool{New: func() any {
-	t := &try{}
-	t.do = func(fd uintptr) bool {
-		for {
-			t.n, t.err = syscall.Write(int(fd), t.p)
-			if !errors.Is(t.err, syscall.EINTR) {
-				return true
-			}
-		}
-	}
-	return t
-}}
-
-func (t *try) write(raw syscall.RawConn, p []byte) (int, error) {
-	t.p = p
-	err := raw.Write(t.do)
-	t.p = nil
-	switch {
-	case err != nil:
-		return 0, err // closed, or the deadline has passed
-	case errors.Is(t.err, syscall.EAGAIN):
-		return 0, nil
-	}
-	return max(t.n, 0), t.err
 }
 
 // CloseWrite ends the writing direction. A connection that cannot do that is left as it is: Close will

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"culvert/tunnel/nowait"
 )
 
 const (
@@ -328,9 +330,46 @@ func (f *Flow) settle() {
 	}
 }
 
-// readBlocking reads nc into a buffer from copyBuffers.
-func readBlocking(nc net.Conn) (buf *[]byte, n int, err error) {
-	buf = copyBuffers.Get().(*[]byte)
-	n, err = nc.Read(*buf)
-	return buf, n, err
+// reader reads a connection without holding a buffer while it is silent, where the system can tell.
+type reader struct {
+	nc  net.Conn
+	raw syscall.RawConn // nil: a buffer waits in the Read of nc
+	buf *[]byte
+	n   int
+	err error
+	try func(fd uintptr) bool // made once
+}
+
+func newReader(nc net.Conn) *reader {
+	r := &reader{nc: nc, raw: nowait.Raw(nc)}
+	r.try = r.tryRead
+	return r
+}
+
+// read returns a buffer from copyBuffers with n bytes, which the caller puts back where it is not nil.
+func (r *reader) read() (buf *[]byte, n int, err error) {
+	if r.raw == nil {
+		buf = copyBuffers.Get().(*[]byte)
+		n, err = r.nc.Read(*buf)
+		return buf, n, err
+	}
+	if err := r.raw.Read(r.try); err != nil {
+		return nil, 0, err // closed, or the deadline has passed
+	}
+	return r.buf, r.n, r.err
+}
+
+// tryRead is called when the socket may be readable; false waits until it is.
+func (r *reader) tryRead(fd uintptr) bool {
+	r.buf = copyBuffers.Get().(*[]byte)
+	r.n, r.err = nowait.Read(fd, *r.buf)
+	if errors.Is(r.err, syscall.EAGAIN) {
+		copyBuffers.Put(r.buf)
+		r.buf = nil
+		return false
+	}
+	if r.n == 0 && r.err == nil {
+		r.err = io.EOF
+	}
+	return true
 }

@@ -2,10 +2,11 @@ package h2
 
 import (
 	"errors"
+	"io"
 	"net"
 	"syscall"
 
-	"golang.org/x/sys/unix"
+	"culvert/tunnel/nowait"
 )
 
 // Gate is a TCP connection with TLS above it. It lets a Conn do what TLS has no words for: take what has
@@ -18,43 +19,25 @@ type Gate struct {
 	// owned by who reads
 	noWait bool // Read returns errDry where it would have to wait
 	filled bool // the last read has filled its buffer: there may be more
-	in     attempt
+	in     *nowait.Op
 
 	// owned by who writes
-	more  bool // more will be written at once: the system should not send small segments yet
-	out   attempt
-	poll  [1]unix.PollFd
-	ready bool
-	ask   func(fd uintptr) // sets ready
+	more      bool // more will be written at once: the system should not send small segments yet
+	out, some *nowait.Op
+	room      bool
+	ask       func(fd uintptr) // sets room
 }
 
-// attempt is one try to read or write a socket without waiting. Its function is made once.
-type attempt struct {
-	p   []byte
-	n   int
-	err error
-	try func(fd uintptr) bool
-}
-
-// NewGate returns nc as a *Gate where it is a TCP connection, and nc itself where it is not. TLS is to be
-// spoken over the result; NewClient and NewServer find the Gate below it.
+// NewGate returns nc as a *Gate where it is a TCP connection of a system that has what that needs, and nc itself
+// where it is not. TLS is to be spoken over the result; NewClient and NewServer find the Gate below it.
 func NewGate(nc net.Conn) net.Conn {
-	tc, ok := nc.(*net.TCPConn)
-	if !ok {
+	raw := nowait.Raw(nc)
+	if raw == nil {
 		return nc
 	}
-	raw, err := tc.SyscallConn()
-	if err != nil {
-		return nc
-	}
-	g := &Gate{Conn: nc, raw: raw}
-	g.in.try = g.in.read
-	g.out.try = g.out.write
-	g.ask = func(fd uintptr) {
-		g.poll[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT}
-		n, err := unix.Poll(g.poll[:], 0)
-		g.ready = err == nil && n == 1 && g.poll[0].Revents == unix.POLLOUT
-	}
+	g := &Gate{Conn: nc, raw: raw,
+		in: nowait.NewOp(nowait.Read), out: nowait.NewOp(nowait.Write), some: nowait.NewOp(nowait.WriteMore)}
+	g.ask = func(fd uintptr) { g.room = nowait.Writable(fd) }
 	return g
 }
 
@@ -80,49 +63,35 @@ func (dryError) Timeout() bool   { return false }
 func (dryError) Temporary() bool { return true }
 
 // Read reads from the connection; between a Conn's calls of readOn it does not wait.
-func (g *Gate) Read(p []byte) (n int, err error) {
-	switch {
-	case !g.noWait:
-		n, err = g.Conn.Read(p)
-	case !g.filled:
+func (g *Gate) Read(p []byte) (int, error) {
+	if g.noWait && !g.filled {
 		return 0, errDry // without asking the system: it was empty a moment ago
-	default:
-		n, err = g.in.run(g.raw.Read, p)
-		if errors.Is(err, syscall.EAGAIN) {
-			err = errDry
-		}
 	}
+	n, err := g.in.Do(g.raw.Read, p, !g.noWait)
 	g.filled = n == len(p)
+	switch {
+	case errors.Is(err, syscall.EAGAIN):
+		err = errDry
+	case n == 0 && err == nil && len(p) > 0 && g.noWait:
+		err = errDry // the end is left to the next Read that may wait
+	case n == 0 && err == nil && len(p) > 0:
+		err = io.EOF
+	}
 	return n, err
 }
 
-// run makes the attempt with p, by way of the methods Read or Write of a syscall.RawConn.
-func (a *attempt) run(raw func(func(uintptr) bool) error, p []byte) (int, error) {
-	a.p = p
-	err := raw(a.try)
-	a.p = nil
-	if err != nil {
-		return 0, err
+// Write writes to the connection. While more is to follow the system is told so, and builds full segments.
+func (g *Gate) Write(p []byte) (n int, err error) {
+	op := g.out
+	if g.more {
+		op = g.some
 	}
-	return a.n, a.err
-}
-
-// read leaves the end of the input, which read(2) tells as 0 bytes, to the next Read that may wait.
-func (a *attempt) read(fd uintptr) bool {
-	a.n, a.err = ignoringEINTR(syscall.Read, fd, a.p)
-	if a.n == 0 && a.err == nil {
-		a.err = syscall.EAGAIN
+	for n < len(p) && err == nil {
+		var m int
+		m, err = op.Do(g.raw.Write, p[n:], true)
+		n += m
 	}
-	return true
-}
-
-func ignoringEINTR(call func(int, []byte) (int, error), fd uintptr, p []byte) (int, error) {
-	for {
-		n, err := call(int(fd), p)
-		if !errors.Is(err, syscall.EINTR) {
-			return max(n, 0), err
-		}
-	}
+	return n, err
 }
 
 // readOn reads with read what can be had without waiting, until p is full.
@@ -142,6 +111,6 @@ func (g *Gate) readOn(read func([]byte) (int, error), p []byte) (n int, err erro
 
 // roomy reports whether a small write would find room in the system's buffer.
 func (g *Gate) roomy() bool {
-	g.ready = false
-	return g.raw.Control(g.ask) == nil && g.ready
+	g.room = false
+	return g.raw.Control(g.ask) == nil && g.room
 }

@@ -3,9 +3,10 @@ package h2
 import (
 	"errors"
 	"io"
-	"net"
 	"os"
 	"syscall"
+
+	"culvert/tunnel/nowait"
 )
 
 // errWriteClosed is what Write returns after CloseWrite.
@@ -201,22 +202,9 @@ type source struct {
 }
 
 func newSource(r io.Reader) *source {
-	src := &source{r: r, size: smallBuffer}
-	if isSocket(r) {
-		if raw, err := r.(syscall.Conn).SyscallConn(); err == nil {
-			src.raw, src.try = raw, src.tryRead
-		}
-	}
+	src := &source{r: r, size: smallBuffer, raw: nowait.Raw(r)}
+	src.try = src.tryRead
 	return src
-}
-
-// isSocket reports whether reading the descriptor of r is the same as reading r.
-func isSocket(r any) bool {
-	switch r.(type) {
-	case *net.TCPConn, *net.UnixConn:
-		return true
-	}
-	return false
 }
 
 // read returns a buffer with n bytes after the room for a frame header, at most limit. The caller
@@ -244,7 +232,7 @@ func (s *source) take() { s.buf = getBuffer(min(s.size, frameHeaderLen+s.limit),
 // tryRead is called by the runtime when the socket may be readable; false waits for that.
 func (s *source) tryRead(fd uintptr) bool {
 	s.take()
-	s.n, s.err = ignoringEINTR(syscall.Read, fd, s.buf.b[frameHeaderLen:min(len(s.buf.b), frameHeaderLen+s.limit)])
+	s.n, s.err = nowait.Read(fd, s.buf.b[frameHeaderLen:min(len(s.buf.b), frameHeaderLen+s.limit)])
 	if s.err == syscall.EAGAIN {
 		s.buf.release()
 		s.buf = nil
@@ -262,14 +250,11 @@ func (s *source) peek(n int) (got int) {
 	probe := make([]byte, n)
 	err := s.raw.Read(func(fd uintptr) bool {
 		var err error
-		got, _, err = syscall.Recvfrom(int(fd), probe, syscall.MSG_PEEK)
-		for errors.Is(err, syscall.EINTR) {
-			got, _, err = syscall.Recvfrom(int(fd), probe, syscall.MSG_PEEK)
-		}
+		got, err = nowait.Peek(fd, probe)
 		return !errors.Is(err, syscall.EAGAIN)
 	})
 	if err != nil {
 		return 0
 	}
-	return max(got, 0)
+	return got
 }

@@ -1,0 +1,53 @@
+package nowait
+
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// supported tells whether the functions that take a descriptor work on this system.
+const supported = true
+
+// Read reads what has arrived at the socket fd, at most p. 0 and no error is the peer's end, EAGAIN that nothing
+// has arrived.
+func Read(fd uintptr, p []byte) (int, error) { return call(syscall.SYS_RECVFROM, fd, p, 0) }
+
+// Peek is Read that leaves the bytes where they are.
+func Peek(fd uintptr, p []byte) (int, error) {
+	return call(syscall.SYS_RECVFROM, fd, p, syscall.MSG_PEEK)
+}
+
+// Write writes what the socket fd has room for and returns how much that was; EAGAIN: there is none.
+func Write(fd uintptr, p []byte) (int, error) { return call(syscall.SYS_SENDTO, fd, p, 0) }
+
+// WriteMore is Write that announces another one at once: the system sends no small segment before that.
+func WriteMore(fd uintptr, p []byte) (int, error) {
+	return call(syscall.SYS_SENDTO, fd, p, syscall.MSG_MORE)
+}
+
+func call(trap, fd uintptr, p []byte, flags uintptr) (int, error) {
+	for {
+		n, _, errno := syscall.RawSyscall6(trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
+			flags|syscall.MSG_DONTWAIT|syscall.MSG_NOSIGNAL, 0, 0)
+		switch errno {
+		case 0:
+			return int(n), nil
+		case syscall.EINTR:
+		case syscall.EAGAIN:
+			return 0, syscall.EAGAIN // without an allocation
+		default:
+			return 0, errno
+		}
+	}
+}
+
+// Writable reports whether the socket fd has room for a small write and is not broken.
+func Writable(fd uintptr) bool {
+	p := unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT}
+	timeout := unix.Timespec{}
+	n, _, errno := syscall.RawSyscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1,
+		uintptr(unsafe.Pointer(&timeout)), 0, 0, 0)
+	return errno == 0 && n == 1 && p.Revents == unix.POLLOUT
+}
