@@ -61,6 +61,7 @@ type Conn struct {
 	// sending (sched.go, conn_send.go)
 	busy       bool      // somebody holds the write role; only the holder calls nc.Write
 	writeSince time.Time // when the write under way began; zero: none is
+	lastSmall  time.Time // when somebody last began to write little
 	flushing   bool      // flushLoop was started and has not taken the role yet
 	ctrl       []byte    // control and header frames, in order, not yet written
 	answers    int       // frames in ctrl that the peer made us send

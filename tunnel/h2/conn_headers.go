@@ -284,8 +284,8 @@ func (c *Conn) response(s *Stream, b *openBlock) error {
 	}
 	s.gotHead = true
 	s.mu.Lock()
-	if noBody := s.req.Method == "HEAD" || h.Status == 204 || h.Status == 304; b.hasLength && !noBody &&
-		!(s.req.Method == "CONNECT" && h.Status < 300) {
+	if noBody := s.head || h.Status == 204 || h.Status == 304; b.hasLength && !noBody &&
+		!(s.connect && h.Status < 300) {
 		s.length = b.length
 	}
 	missing := s.length > 0 && b.endStream
@@ -304,7 +304,11 @@ func (c *Conn) response(s *Stream, b *openBlock) error {
 	s.eof = s.eof || b.endStream // together, so that whoever waits for the response sees the end as well
 	s.rcond.Broadcast()
 	s.wakeReader()
+	tell := s.tellHead()
 	s.mu.Unlock()
+	if tell != nil {
+		tell()
+	}
 	return nil
 }
 
@@ -315,7 +319,7 @@ func (c *Conn) informed(s *Stream, b *openBlock, h *Header) error {
 		return streamError(s.id, ProtocolError, "101 does not exist in HTTP/2") // RFC 9113, section 8.6
 	case b.endStream:
 		return streamError(s.id, ProtocolError, "interim response with END_STREAM")
-	case s.informs > c.cfg.MaxInform:
+	case int(s.informs) > c.cfg.MaxInform:
 		return streamError(s.id, EnhanceYourCalm, "too many interim responses")
 	}
 	if c.cfg.OnInform != nil {
@@ -366,7 +370,7 @@ func (c *Conn) trailers(s *Stream, b *openBlock) error {
 }
 
 // tunnel reports whether the stream was opened by CONNECT, extended CONNECT included.
-func (s *Stream) tunnel() bool { return s.req.Method == "CONNECT" }
+func (s *Stream) tunnel() bool { return s.connect }
 
 // connected reports whether the stream is a tunnel that was not refused.
 func (s *Stream) connected() bool {

@@ -135,6 +135,9 @@ func (c *Conn) tick() {
 	}
 }
 
+// Silence returns for how long nothing has been received.
+func (c *Conn) Silence() time.Duration { return time.Since(time.Unix(0, c.lastRead.Load())) }
+
 // keepAlive asks or buries a silent peer and returns when to look again. Called with mu held.
 func (c *Conn) keepAlive(now time.Time) time.Duration {
 	heard := time.Unix(0, c.lastRead.Load())

@@ -3,6 +3,7 @@ package h2
 import (
 	"bytes"
 	"math"
+	"runtime"
 	"time"
 )
 
@@ -16,6 +17,9 @@ func (c *Conn) writeRounds(own *Stream, rounds int) {
 		return
 	}
 	c.busy = true
+	if own == nil || len(own.out.p) < directBytes {
+		c.letOthersAdd()
+	}
 	var b batch
 	for c.err == nil || len(c.ctrl) > 0 {
 		if own == nil || own.out.done() || !own.out.queued || own.werr != nil || own.wdeadline.passed() {
@@ -29,6 +33,22 @@ func (c *Conn) writeRounds(own *Stream, rounds int) {
 	}
 	c.leaveRole()
 }
+
+// letOthersAdd lets other goroutines queue what they have, where small writes follow each other closely: a TLS
+// record and a system call then carry what many streams have to say. Called with mu held by the holder of the write
+// role; mu is free meanwhile.
+func (c *Conn) letOthersAdd() {
+	now := time.Now()
+	if len(c.streams) > 1 && now.Sub(c.lastSmall) < closeWrites {
+		c.mu.Unlock()
+		runtime.Gosched()
+		c.mu.Lock()
+	}
+	c.lastSmall = now
+}
+
+// closeWrites is how closely writes follow each other when it pays to gather.
+const closeWrites = 100 * time.Microsecond
 
 // writeAnswers writes queued control frames from readLoop, which must not wait: the write role is free and
 // the socket has room. Called and returns with mu held.

@@ -20,8 +20,30 @@ func (c *Conn) Open(ctx context.Context, h *Header, endStream bool) (*Stream, er
 	return c.openWith(ctx, h, endStream, nil)
 }
 
+// OpenHeld is Open for a head that may go out together with the first bytes: nothing is sent before the next
+// Write on the stream, or Flush, one of which must follow at once.
+func (c *Conn) OpenHeld(ctx context.Context, h *Header) (*Stream, error) {
+	return c.queueOpen(ctx, h, false, nil)
+}
+
+// Flush sends what is held; see OpenHeld. It waits for nothing but the connection.
+func (s *Stream) Flush() {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	s.c.flush()
+}
+
 // openWith is Open with hooks that stand before the peer can answer.
 func (c *Conn) openWith(ctx context.Context, h *Header, endStream bool, hooks streamHooks) (*Stream, error) {
+	s, err := c.queueOpen(ctx, h, endStream, hooks)
+	if err == nil {
+		s.Flush()
+	}
+	return s, err
+}
+
+// queueOpen makes a stream and queues its head.
+func (c *Conn) queueOpen(ctx context.Context, h *Header, endStream bool, hooks streamHooks) (*Stream, error) {
 	if !c.client {
 		return nil, errors.New("a server opens no stream (RFC 9113, section 5.1.1); use Stream.Push")
 	}
@@ -64,7 +86,6 @@ func (c *Conn) openWith(ctx context.Context, h *Header, endStream bool, hooks st
 	}
 	c.queueHeaders(frameHeaders, flags, s.id, nil, h.each)
 	c.stats.opened.Add(1)
-	c.flush()
 	return s, nil
 }
 

@@ -86,12 +86,7 @@ func (g *Gate) Write(p []byte) (n int, err error) {
 	if g.more {
 		op = g.some
 	}
-	for n < len(p) && err == nil {
-		var m int
-		m, err = op.Do(g.raw.Write, p[n:], true)
-		n += m
-	}
-	return n, err
+	return op.DoAll(g.raw.Write, p)
 }
 
 // readOn reads with read what can be had without waiting, until p is full.

@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"net"
@@ -13,32 +14,33 @@ import (
 // user; until then a stream of the peer that was reset keeps its slot.
 type Stream struct {
 	// immutable after newStream
-	c   *Conn
-	id  uint32
-	own bool    // opened or promised by us
-	req *Header // the request that opened it, or the promise
+	c             *Conn
+	id            uint32
+	own           bool    // opened or promised by us
+	connect, head bool    // the method of the request is CONNECT, or HEAD
+	req           *Header // the request that opened it, or the promise; nil after DropHeads
 
 	// guarded by c.mu (conn_streams.go, stream_send.go)
-	state     streamState
 	send      sendFlow
 	out       outgoing
 	wcond     sync.Cond // something about sending has changed
 	wdeadline deadline
 	werr      error       // why nothing more can be sent; nil while it can
-	answered  bool        // final response headers were sent
-	refused   bool        // with a status of 300 or more
-	userDone  bool        // Close was called
-	wireDone  bool        // removed from c.streams
-	wasReset  bool        // ended by RST_STREAM of either side
 	hooks     streamHooks // nil: nobody is told
 	sent      int64       // payload bytes framed
-	held      bool        // counted in peerHeld or peerTail
-	inUse     bool        // somebody has it who will call Close
+	state     streamState
+	answered  bool // final response headers were sent
+	refused   bool // with a status of 300 or more
+	userDone  bool // Close was called
+	wireDone  bool // removed from c.streams
+	wasReset  bool // ended by RST_STREAM of either side
+	held      bool // counted in peerHeld or peerTail
+	inUse     bool // somebody has it who will call Close
 
 	// owned by readLoop
-	gotHead bool   // the request, or the final response, was received
-	informs int    // interim responses received
 	tinyIn  uint32 // inbound.record with the last tiny DATA frame
+	informs uint32 // interim responses received
+	gotHead bool   // the request, or the final response, was received
 
 	// guarded by mu (stream_recv.go)
 	mu        sync.Mutex
@@ -46,25 +48,26 @@ type Stream struct {
 	queue     recvQueue
 	flow      recvFlow
 	length    int64 // content-length still to come; -1: not declared
-	eof       bool  // END_STREAM received
 	rerr      error // why nothing more will come; nil while it may
-	rclosed   bool  // Close was called
 	resp      *Header
 	trailer   []Field
-	padding   uint32 // padding of the frame under way, to be granted again
 	rdeadline deadline
 	pipe      *pipe
 	doneCh    chan struct{} // made by Done
-	dead      bool          // reset by either side, or the connection failed
+	onHead    func()        // see OnResponse; nil after the call
 	stalledAt int64         // UnixNano of the oldest unread byte's arrival or of the last read; 0: nothing unread
 	lastGrant int64         // UnixNano of the last WINDOW_UPDATE
+	padding   uint32        // of the frame under way, to be granted again
+	eof       bool          // END_STREAM received
+	rclosed   bool          // Close was called
+	dead      bool          // reset by either side, or the connection failed
 }
 
 var _ net.Conn = (*Stream)(nil)
 
 // newStream makes a stream in state idle. Called with c.mu held.
 func (c *Conn) newStream(id uint32, own bool, req *Header) *Stream {
-	s := &Stream{c: c, id: id, own: own, req: req, length: -1}
+	s := &Stream{c: c, id: id, own: own, connect: req.Method == "CONNECT", head: req.Method == "HEAD", req: req, length: -1}
 	s.send.grant(c.peer.initialWindow)
 	size := c.cfg.StreamWindow
 	s.flow = recvFlow{window: size, size: size}
@@ -84,6 +87,25 @@ func (s *Stream) Conn() *Conn { return s.c }
 // Request returns the head that opened the stream: the peer's request, or the one given to Open or
 // Push. It must not be changed.
 func (s *Stream) Request() *Header { return s.req }
+
+// DropHeads lets go of the heads of request and response, which take as much memory as the rest of a stream that
+// is idle. Request returns nil then, and a Response that has come only its status. Not to be called at the same time
+// as these.
+func (s *Stream) DropHeads() {
+	s.req = nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.resp == nil:
+	case s.resp.Status == okHead.Status:
+		s.resp = okHead
+	default:
+		s.resp = &Header{Status: s.resp.Status}
+	}
+}
+
+// okHead stands for every head that was dropped with this status. It is immutable.
+var okHead = &Header{Status: 200}
 
 // LocalAddr returns the local address of the connection below.
 func (s *Stream) LocalAddr() net.Addr { return s.c.nc.LocalAddr() }
@@ -106,6 +128,27 @@ func (s *Stream) Response(ctx context.Context) (*Header, error) {
 		return nil, s.rerr
 	}
 	return nil, net.ErrClosed
+}
+
+// OnResponse has f called once when Response would no longer wait. f may be called before OnResponse returns,
+// without locks of this package, and must not block.
+func (s *Stream) OnResponse(f func()) {
+	s.mu.Lock()
+	over := s.resp != nil || s.rerr != nil || s.rclosed
+	if !over {
+		s.onHead = f
+	}
+	s.mu.Unlock()
+	if over {
+		f()
+	}
+}
+
+// tellHead returns what OnResponse wants called. Called with mu held.
+func (s *Stream) tellHead() func() {
+	f := s.onHead
+	s.onHead = nil
+	return f
 }
 
 // Trailers returns the peer's trailer fields once Read has returned io.EOF, nil where there were none.
@@ -261,14 +304,24 @@ func (s *Stream) SetWriteDeadline(t time.Time) error {
 
 // deadline is a point in time after which waiting on a condition ends. Guarded by the condition's lock.
 type deadline struct {
-	t     time.Time
-	timer *time.Timer // wakes cond at t; nil until the first deadline in the future
+	at    time.Duration // since epoch; 0: never
+	timer *time.Timer   // wakes cond at that time; nil until the first deadline in the future
 }
+
+// epoch is what deadlines are counted from, which takes a third of the room of a time.Time. It is immutable.
+var epoch = time.Now()
+
+// farAway is never.
+const farAway = 100 * 365 * 24 * time.Hour
 
 func (d *deadline) set(t time.Time, cond *sync.Cond) {
 	d.stop()
-	d.t = t
-	if wait := time.Until(t); !t.IsZero() && wait > 0 {
+	d.at = 0
+	wait := time.Until(t)
+	if !t.IsZero() {
+		d.at = cmp.Or(time.Since(epoch)+min(max(wait, 0), farAway), -1)
+	}
+	if d.at != 0 && wait > 0 {
 		d.timer = time.AfterFunc(wait, func() {
 			cond.L.Lock()
 			cond.Broadcast()
@@ -285,7 +338,7 @@ func (d *deadline) stop() {
 	}
 }
 
-func (d *deadline) passed() bool { return !d.t.IsZero() && !time.Now().Before(d.t) }
+func (d *deadline) passed() bool { return d.at != 0 && time.Since(epoch) >= d.at }
 
 var (
 	_ io.ReaderFrom = (*Stream)(nil)

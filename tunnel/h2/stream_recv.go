@@ -83,16 +83,21 @@ func (q *recvQueue) advance() {
 // read copies to p and releases what was used up.
 func (q *recvQueue) read(p []byte) (n int) {
 	for n < len(p) && !q.empty() {
-		g := &q.segs[q.head]
-		k := copy(p[n:], g.bytes())
+		k := copy(p[n:], q.segs[q.head].bytes())
 		n += k
-		if g.off += k; g.off == g.end {
-			g.buf.release()
-			*g = segment{}
-			q.advance()
-		}
+		q.skip(k)
 	}
 	return n
+}
+
+// skip drops the first n bytes of the first segment.
+func (q *recvQueue) skip(n int) {
+	g := &q.segs[q.head]
+	if g.off += n; g.off == g.end {
+		g.buf.release()
+		*g = segment{}
+		q.advance()
+	}
 }
 
 // drop releases everything and returns how many bytes that was.
@@ -245,6 +250,9 @@ func (s *Stream) endReceive(err error) {
 			s.rerr = err
 		}
 		s.dead = true
+		if tell := s.tellHead(); tell != nil {
+			time.AfterFunc(0, tell) // locks are held here
+		}
 		s.interruptPipe()
 		if s.doneCh != nil {
 			select {
@@ -262,6 +270,7 @@ func (s *Stream) dropReceived(err error) {
 	s.mu.Lock()
 	if errors.Is(err, net.ErrClosed) {
 		s.rclosed = true
+		s.onHead = nil
 		s.rdeadline.stop()
 	}
 	if s.queue.drop() > 0 && s.eof && !s.rclosed {
@@ -341,12 +350,37 @@ type pipe struct {
 // connection, and only the rest by that goroutine. Pipe returns at once.
 func (s *Stream) Pipe(dst io.Writer, done func(n int64, err error)) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.pipe = &pipe{dst: dst, done: done}
 	s.pipe.at, _ = dst.(TryWriter)
+	var grant uint32
+	if s.pipe.at != nil {
+		grant = s.pipeQueued(s.pipe)
+	}
 	if !s.queue.empty() || s.eof || s.rerr != nil || s.rclosed {
 		s.wakeReader()
 	}
+	s.mu.Unlock()
+	s.c.credit(s, grant)
+}
+
+// pipeQueued gives what is queued to the sink of a new pipe, as far as it takes that at once, and returns the
+// credit to grant. Called with mu held, which is free meanwhile.
+func (s *Stream) pipeQueued(p *pipe) (grant uint32) {
+	for !s.queue.empty() && p.err == nil {
+		g := s.queue.segs[s.queue.head]
+		g.buf.hold() // the stream may be closed meanwhile
+		n := s.pipeAtOnce(p, g.bytes())
+		g.buf.release()
+		if s.queue.empty() {
+			break // it was closed, or reset
+		}
+		s.queue.skip(n)
+		grant += s.consumed(n)
+		if n < g.end-g.off {
+			break
+		}
+	}
+	return grant
 }
 
 // TryWriter is a destination of Stream.Pipe that can take bytes without waiting.

@@ -58,6 +58,16 @@ func (o *Op) Do(method func(func(fd uintptr) bool) error, p []byte, wait bool) (
 	return o.n, o.err
 }
 
+// DoAll makes the call until all of p is used up. It waits as Do does.
+func (o *Op) DoAll(method func(func(fd uintptr) bool) error, p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		var m int
+		m, err = o.Do(method, p[n:], true)
+		n += m
+	}
+	return n, err
+}
+
 // writes holds *Op of Write.
 var writes = sync.Pool{New: func() any { return NewOp(Write) }}
 
@@ -69,5 +79,13 @@ func TryWrite(raw syscall.RawConn, p []byte) (int, error) {
 	if errors.Is(err, syscall.EAGAIN) {
 		err = nil
 	}
+	return n, err
+}
+
+// WriteAll writes p to raw. It waits for room until the write deadline.
+func WriteAll(raw syscall.RawConn, p []byte) (n int, err error) {
+	o := writes.Get().(*Op)
+	n, err = o.DoAll(raw.Write, p)
+	writes.Put(o)
 	return n, err
 }
