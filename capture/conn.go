@@ -74,6 +74,9 @@ const (
 // errAnswered is returned for a second answer, which would be taken for payload.
 var errAnswered = errors.New("the app has already been answered")
 
+// Awaited reports whether the app waits for an answer before it sends, or may have sent ahead of it.
+func (c *Conn) Awaited() bool { return c.answer != nil || len(c.ahead) > 0 }
+
 // Accepted tells the app that its flow stands. It is to be called once, after the destination was
 // reached and before anything is written; a second call is an error and writes nothing. It blocks for
 // as long as a write to the app does, which is never for a socket. Not to be called at the same time

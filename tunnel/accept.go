@@ -173,7 +173,10 @@ func (l *listener) serve(nc net.Conn) {
 // serveConn serves one connection.
 func (l *listener) serveConn(nc net.Conn, conf *listenerConf) {
 	if conf.way == nil {
-		l.serveConnect(nc, conf)
+		if s := l.meet(nc, conf); s != nil {
+			go s.attend() // ends with the connection, and calls connEnded
+			return
+		}
 	} else if f, a := l.catch(nc, conf); f != nil {
 		l.g.Carry(f, a)
 		return // connEnded is called by the flow's end

@@ -62,6 +62,14 @@ func (a *captured) Accept(*Flow) (Conn, []byte, error) {
 	return newSocket(a.c.NetConn()), ahead, nil
 }
 
+// Early returns the app's connection where the app waits for no answer before it sends, else nil.
+func (a *captured) Early() net.Conn {
+	if a.c.Awaited() {
+		return nil
+	}
+	return a.c.NetConn()
+}
+
 // Refuse tells the app why it is not, as far as its protocol has words for it.
 func (a *captured) Refuse(_ *Flow, err error) {
 	_ = a.c.Refused(verdicts[CauseOf(err)].refusal) // the app may be gone

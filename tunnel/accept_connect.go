@@ -45,15 +45,15 @@ type trust struct {
 	trusted bool
 }
 
-// serveConnect authenticates a peer and serves the streams of its connection until it ends.
-func (l *listener) serveConnect(nc net.Conn, conf *listenerConf) {
+// meet authenticates a peer and begins to serve the streams of its connection; nil where there is none.
+func (l *listener) meet(nc net.Conn, conf *listenerConf) *serverConn {
 	g := l.g
 	tc, peer, err := l.authenticate(nc, conf)
 	if err != nil {
 		g.stats.tlsRefused.add(1)
 		l.logRefused(nc, conf, err)
 		g.farewell(nc)
-		return
+		return nil
 	}
 	tuneTransport(nc)
 	s := &serverConn{g: g, l: l, peer: peer, source: addrPort(nc.RemoteAddr()), dialled: addrPort(nc.LocalAddr()).Addr()}
@@ -63,14 +63,21 @@ func (l *listener) serveConnect(nc net.Conn, conf *listenerConf) {
 	cfg.OnOffence = func(c *h2.Conn, err *h2.ConnError) { g.offended(c, peer, err) }
 	if s.conn, err = h2.NewServer(tc, &cfg); err != nil {
 		_ = nc.Close()
-		return
+		return nil
 	}
-	if !g.addServer(s) {
-		s.drain(g.grace)
+	return s
+}
+
+// attend waits for the end of the connection. It runs in a goroutine of its own, as the stack of the one that has
+// done the handshake has grown to 16 KiB and more.
+func (s *serverConn) attend() {
+	if !s.g.addServer(s) {
+		s.drain(s.g.grace)
 	}
 	<-s.conn.Done()
 	s.close()
-	g.removeServer(s)
+	s.g.removeServer(s)
+	s.l.connEnded()
 }
 
 // authenticate does the TLS handshake with a peer and returns who it is. ALPN is h2, or nothing at all, as
@@ -229,9 +236,7 @@ func (a *connected) Accept(f *Flow) (Conn, []byte, error) {
 		_ = a.s.Close() // the peer has reset it
 		return nil, nil, err
 	}
-	// The stream keeps its head for as long as it lives, and nobody reads its fields again.
-	head := a.s.Request()
-	head.Fields, head.Authority = nil, ""
+	a.s.DropHeads()
 	return a.s, nil, nil
 }
 

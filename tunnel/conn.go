@@ -49,7 +49,13 @@ func newSocket(nc net.Conn) *socket { return &socket{Conn: nc} }
 // Write writes p to the connection.
 func (s *socket) Write(p []byte) (int, error) {
 	s.wmu.Lock()
-	n, err := s.Conn.Write(p)
+	var n int
+	var err error
+	if s.findRaw() {
+		n, err = nowait.WriteAll(s.raw, p)
+	} else {
+		n, err = s.Conn.Write(p)
+	}
 	if err != nil && swallowed(err) {
 		s.broken = true
 	}
@@ -63,16 +69,22 @@ func (s *socket) tryWrite(p []byte) (int, error) {
 		return 0, nil
 	}
 	defer s.wmu.Unlock()
-	if s.raw == nil {
-		if s.raw = nowait.Raw(s.Conn); s.raw == nil {
-			return 0, nil
-		}
+	if !s.findRaw() {
+		return 0, nil
 	}
 	n, err := nowait.TryWrite(s.raw, p)
 	if err != nil && swallowed(err) {
 		s.broken = true
 	}
 	return n, err
+}
+
+// findRaw reports whether the connection can be written by itself. Called with wmu held.
+func (s *socket) findRaw() bool {
+	if s.raw == nil {
+		s.raw = nowait.Raw(s.Conn)
+	}
+	return s.raw != nil
 }
 
 // CloseWrite ends the writing direction. A connection that cannot do that is left as it is: Close will
@@ -100,10 +112,12 @@ func (s *socket) Reset(error) {
 // system tells the error of a broken connection to one call only; when a write has taken it, a read finds
 // nothing but the end. Only a FIN is an end, also one that was followed by a reset.
 func (s *socket) cut() bool {
-	if !writeWouldFail(s.Conn) {
-		return false // a write that waits for room has taken no error either
+	if !s.wmu.TryLock() {
+		if !writeWouldFail(s.Conn) {
+			return false // the write under way waits for room, and has taken no error
+		}
+		s.wmu.Lock() // it fails at once, and its error counts
 	}
-	s.wmu.Lock() // a write under way fails at once, and its error counts
 	defer s.wmu.Unlock()
 	return s.broken
 }

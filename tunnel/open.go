@@ -8,13 +8,13 @@ import (
 // open opens the side of the flow that leads to its destination: a connection of this gateway's own, or
 // a tunnel at the next hop. It ends when the accepted end is gone, when the flow is cut, or after the time
 // that the configuration gives.
-func (g *Gateway) open(f *Flow, gone func() <-chan struct{}) (Conn, error) {
+func (g *Gateway) open(f *Flow, gone func() <-chan struct{}, early *Early) (Conn, error) {
 	ctx, stop := f.opening(g.base, gone)
 	defer stop()
 	var end Conn
 	var err error
 	if f.via.chain != nil {
-		end, err = g.openConnect(ctx, f)
+		end, err = g.openConnect(ctx, f, early)
 	} else {
 		end, err = g.openDirect(ctx, f)
 	}

@@ -14,11 +14,14 @@ import (
 
 // openConnect opens a flow through the hops of its route: a tunnel to the destination at the last hop,
 // over a transport that leads through those before it.
-func (g *Gateway) openConnect(ctx context.Context, f *Flow) (Conn, error) {
-	s, _, err := g.pool.connect(ctx, f.via.chain, g.request(f))
+func (g *Gateway) openConnect(ctx context.Context, f *Flow, early *Early) (Conn, error) {
+	req := g.request(f)
+	req.Early = early
+	s, _, err := g.pool.connect(ctx, f.via.chain, req)
 	if err != nil {
 		return nil, err
 	}
+	f.in.bytes.add(early.carried())
 	return s, nil
 }
 

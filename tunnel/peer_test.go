@@ -108,6 +108,12 @@ type fakeHop struct {
 // newFakeHop listens on address of n as id; handle answers.
 func newFakeHop(t *testing.T, n *memnet.Net, id *tunneltest.Identity, address string, handle func(*h2.Stream)) *fakeHop {
 	t.Helper()
+	return newFakeHopOf(t, n, id, address, h2.Config{}, handle)
+}
+
+// newFakeHopOf is newFakeHop with a configuration of its connections.
+func newFakeHopOf(t *testing.T, n *memnet.Net, id *tunneltest.Identity, address string, cfg h2.Config, handle func(*h2.Stream)) *fakeHop {
+	t.Helper()
 	hop := &fakeHop{asked: make(chan *h2.Header, 100)}
 	tunneltest.Serve(t, n, address, func(nc *memnet.Conn) {
 		tc := tls.Server(nc, id.AnyTLS())
@@ -115,10 +121,12 @@ func newFakeHop(t *testing.T, n *memnet.Net, id *tunneltest.Identity, address st
 			nc.Close()
 			return
 		}
-		c, err := h2.NewServer(tc, &h2.Config{Handler: func(s *h2.Stream) {
+		cfg := cfg
+		cfg.Handler = func(s *h2.Stream) {
 			hop.asked <- s.Request()
 			handle(s)
-		}})
+		}
+		c, err := h2.NewServer(tc, &cfg)
 		if err != nil {
 			return
 		}

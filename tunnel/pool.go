@@ -113,7 +113,7 @@ func newPool(self func() spiffe.ID, dial func(context.Context, *chain) (Transpor
 }
 
 // connect asks the last hop of c for a tunnel. What a hop has not processed is tried again, up to
-// maxTries: no byte of the flow has been sent before the answer.
+// maxTries, but not when bytes of the flow may have gone on from there; see Early.
 func (p *pool) connect(ctx context.Context, c *chain, req *ConnectRequest) (Stream, *ConnectResponse, error) {
 	g, err := p.group(c)
 	if err != nil {
@@ -129,7 +129,7 @@ func (p *pool) connect(ctx context.Context, c *chain, req *ConnectRequest) (Stre
 			g.answered(t)
 			return &pooledStream{Stream: s, from: t}, resp, nil
 		}
-		again := g.failed(t, err)
+		again := g.failed(t, err) && req.Early.again(err)
 		if !again || try == maxTries || ctx.Err() != nil {
 			return nil, nil, err
 		}

@@ -22,8 +22,9 @@ func (g *Gateway) Carry(f *Flow, a Accepted) {
 	g.begin(f)
 	err := g.decide(f)
 	var opened Conn
+	early := earlyOf(f, a)
 	if err == nil {
-		opened, err = g.open(f, a.Gone)
+		opened, err = g.open(f, a.Gone, early)
 	}
 	if err != nil {
 		a.Refuse(f, err)
@@ -37,7 +38,7 @@ func (g *Gateway) Carry(f *Flow, a Accepted) {
 		g.record(f, err)
 		return
 	}
-	f.relay(accepted, ahead, opened)
+	f.relay(accepted, append(ahead, early.left()...), opened)
 }
 
 // decide finds out whether the flow may pass, and the route that it takes. Every hop decides for itself.

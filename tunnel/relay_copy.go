@@ -206,8 +206,11 @@ func (d *direction) over(src, dst error) {
 			d.discard(s, dst)
 		}
 	default:
-		dst = d.dst.CloseWrite()
 		_, app := d.dst.(*socket)
+		if app && d.other().deliveredAll() {
+			break // it is closed at once, which tells the same with a system call less
+		}
+		dst = d.dst.CloseWrite()
 		d.left = app && errors.Is(dst, syscall.ENOTCONN)
 	}
 	f.mu.Lock()
@@ -227,6 +230,13 @@ func (d *direction) over(src, dst error) {
 		f.settle()
 		f.g.record(f, f.reason())
 	}
+}
+
+// deliveredAll reports whether the direction has ended well.
+func (d *direction) deliveredAll() bool {
+	d.flow.mu.Lock()
+	defer d.flow.mu.Unlock()
+	return d.delivered
 }
 
 // discard reads what nobody takes, because of lost, until the source ends, or until lingerTimeout (of a
@@ -334,14 +344,17 @@ func (f *Flow) settle() {
 type reader struct {
 	nc  net.Conn
 	raw syscall.RawConn // nil: a buffer waits in the Read of nc
-	buf *[]byte
-	n   int
-	err error
-	try func(fd uintptr) bool // made once
+
+	limit int  // the most that one read brings
+	now   bool // the read under way waits for nothing
+	buf   *[]byte
+	n     int
+	err   error
+	try   func(fd uintptr) bool // made once
 }
 
 func newReader(nc net.Conn) *reader {
-	r := &reader{nc: nc, raw: nowait.Raw(nc)}
+	r := &reader{nc: nc, raw: nowait.Raw(nc), limit: copyBytes}
 	r.try = r.tryRead
 	return r
 }
@@ -350,7 +363,7 @@ func newReader(nc net.Conn) *reader {
 func (r *reader) read() (buf *[]byte, n int, err error) {
 	if r.raw == nil {
 		buf = copyBuffers.Get().(*[]byte)
-		n, err = r.nc.Read(*buf)
+		n, err = r.nc.Read((*buf)[:r.limit])
 		return buf, n, err
 	}
 	if err := r.raw.Read(r.try); err != nil {
@@ -359,14 +372,28 @@ func (r *reader) read() (buf *[]byte, n int, err error) {
 	return r.buf, r.n, r.err
 }
 
+// readNow is read that does not wait; with n 0 and no error nothing has come, or the system cannot tell.
+func (r *reader) readNow() (buf *[]byte, n int, err error) {
+	if r.raw == nil {
+		return nil, 0, nil
+	}
+	r.now = true
+	buf, n, err = r.read()
+	r.now = false
+	if errors.Is(err, syscall.EAGAIN) {
+		err = nil
+	}
+	return buf, n, err
+}
+
 // tryRead is called when the socket may be readable; false waits until it is.
 func (r *reader) tryRead(fd uintptr) bool {
 	r.buf = copyBuffers.Get().(*[]byte)
-	r.n, r.err = nowait.Read(fd, *r.buf)
+	r.n, r.err = nowait.Read(fd, (*r.buf)[:r.limit])
 	if errors.Is(r.err, syscall.EAGAIN) {
 		copyBuffers.Put(r.buf)
 		r.buf = nil
-		return false
+		return r.now
 	}
 	if r.n == 0 && r.err == nil {
 		r.err = io.EOF

@@ -72,6 +72,8 @@ type ConnectRequest struct {
 	Forwarded string
 	// Traceparent ties the flow to a trace (W3C Trace Context).
 	Traceparent string
+	// Early is what may go out before the answer; nil: nothing. A transport may leave it alone.
+	Early *Early
 	// Hops is how many gateways have passed the flow on, this one included (via; RFC 9110, section
 	// 7.6.3); 0 where it began.
 	Hops int

@@ -72,12 +72,20 @@ func newH2Transport(ctx context.Context, nc net.Conn, hop *Hop, conf *tls.Config
 // Connect asks the hop for a tunnel; see Transport.
 func (t *h2Transport) Connect(ctx context.Context, req *ConnectRequest) (Stream, *ConnectResponse, error) {
 	head := connectHeader(req)
-	s, err := t.conn.Open(ctx, head, false)
+	s, err := t.conn.OpenHeld(ctx, head)
 	if err != nil {
 		if ctx.Err() == nil {
 			err = &UnprocessedError{Err: err} // nothing was sent
 		}
 		return nil, nil, fmt.Errorf("hop %s: %w", t.hop, err)
+	}
+	if req.Early != nil && t.conn.Silence() < earlySilence {
+		if err := req.Early.carry(ctx, s); err != nil {
+			t.withdrawRequest(s)
+			return nil, nil, &Error{Cause: CauseSourceGone, Err: err}
+		}
+	} else {
+		s.Flush()
 	}
 	resp, err := s.Response(ctx)
 	if err != nil {
@@ -97,8 +105,7 @@ func (t *h2Transport) Connect(ctx context.Context, req *ConnectRequest) (Stream,
 	if len(answer.Baggage) > maxTrustedLen {
 		answer.Baggage = ""
 	}
-	// The stream keeps both heads for as long as it lives, and nobody reads their fields again.
-	head.Fields, head.Authority, resp.Fields = nil, "", nil
+	s.DropHeads()
 	return &h2Stream{s}, answer, nil
 }
 
