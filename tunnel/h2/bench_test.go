@@ -2,9 +2,13 @@ package h2_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"os"
+	"slices"
 	"testing"
+	"time"
 
 	"culvert/tunnel/h2"
 )
@@ -95,3 +99,65 @@ func BenchmarkOpen(b *testing.B) {
 		s.Close()
 	}
 }
+
+// BenchmarkBesideStalled sends 64 bytes there and back on one of 1,000 streams after the other, over TLS, alone and
+// beside a stream whose reader has stalled while its writer goes on: the p99 must not move by more than a half.
+func BenchmarkBesideStalled(b *testing.B) {
+	for _, stalled := range []int{0, 1} {
+		b.Run(fmt.Sprintf("stalled=%d", stalled), func(b *testing.B) {
+			const others = 999
+			nc1, nc2 := gated(b)
+			client, _, accepted := connPair(b, nc1, nc2, h2.Config{}, h2.Config{MaxStreams: others + 1})
+			var streams []*h2.Stream
+			for range others {
+				c, s := tunnelPair(b, client, accepted)
+				s.Pipe(s, func(int64, error) { s.Close() })
+				streams = append(streams, c)
+			}
+			full := make(chan struct{}) // nothing more goes to the stalled reader
+			if stalled > 0 {
+				c, s := tunnelPair(b, client, accepted)
+				defer s.Close()
+				defer c.Close()
+				c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+				_, err := io.CopyN(c, zeros{}, 1<<30)
+				if !errors.Is(err, os.ErrDeadlineExceeded) {
+					b.Fatalf("writing to a reader that has stalled: %v", err)
+				}
+				c.SetWriteDeadline(time.Time{})
+				go func() { // ends with the stream
+					c.Write(make([]byte, 1<<20))
+					close(full)
+				}()
+			} else {
+				close(full)
+			}
+			p := make([]byte, 64)
+			var took []time.Duration
+			b.ResetTimer()
+			for i := range b.N {
+				c, start := streams[i%others], time.Now()
+				if _, err := c.Write(p); err != nil {
+					b.Fatal(err)
+				}
+				if _, err := io.ReadFull(c, p); err != nil {
+					b.Fatal(err)
+				}
+				took = append(took, time.Since(start))
+			}
+			b.StopTimer()
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
+			for _, c := range streams {
+				c.Close()
+			}
+			client.Close()
+			<-full
+		})
+	}
+}
+
+// zeros reads without end.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { return len(p), nil }

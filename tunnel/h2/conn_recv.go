@@ -29,9 +29,13 @@ type inbound struct {
 
 	now       time.Time // of the last bytes received
 	odds      oddCount
-	leave     bool   // the count is above softShare
-	emptyData int    // consecutive empty DATA frames
-	record    uint32 // counts reads, each of which gives a TLS record, or through a gate all that arrived together
+	leave     bool // the count is above softShare
+	emptyData int  // consecutive empty DATA frames
+
+	record  uint32 // counts TLS records
+	ends    []int  // where in buf the records end that were read together
+	crossed int    // of these, how many ends parsing has passed
+	readOne func([]byte) (int, error)
 
 	fresh []*Stream // streams of the peer that came with the last bytes
 	bdp   bdp       // its sample is started by readLoop and finished under Conn.mu, by readLoop too
@@ -54,6 +58,7 @@ func (in *inbound) init(c *Conn) {
 	in.dec.SetMaxStringLength(c.cfg.MaxDecodedBytes)
 	in.bdp.estimate = int64(c.cfg.StreamWindow)
 	in.odds.rates = c.cfg.rates()
+	in.readOne = in.readRecord
 }
 
 // readLoop reads and parses until the connection fails. It never waits for a stream or for a write.
@@ -67,7 +72,6 @@ func (c *Conn) readLoop() {
 			in.now = time.Now()
 			c.lastRead.Store(in.now.UnixNano())
 			in.w += n
-			in.record++
 			if perr := in.parse(); perr != nil {
 				c.fail(perr)
 			}
@@ -86,7 +90,7 @@ func (c *Conn) readLoop() {
 	}
 	in.stopHeaderTimer()
 	in.buf.release()
-	in.whole = nil
+	in.whole, in.ends = nil, nil
 	if err := c.offence(); err != nil && c.cfg.OnOffence != nil {
 		c.cfg.OnOffence(c, err)
 	}
@@ -96,13 +100,40 @@ func (c *Conn) readLoop() {
 // together.
 func (in *inbound) read(p []byte) (int, error) {
 	c := in.c
-	n, err := c.nc.Read(p)
+	in.ends, in.crossed = in.ends[:0], 0
+	in.record++
+	n, err := in.readRecord(p)
 	if c.gate == nil || err != nil || n == len(p) {
 		return n, err
 	}
-	more, err := c.gate.readOn(c.nc.Read, p[n:])
+	more, err := c.gate.readOn(in.readOne, p[n:])
 	return n + more, err
 }
+
+// readRecord reads the next TLS record, or a part of it, and notes where it ends.
+func (in *inbound) readRecord(p []byte) (int, error) {
+	n, err := in.c.nc.Read(p)
+	if n == 0 {
+		return 0, err
+	}
+	at := in.w
+	if len(in.ends) > 0 {
+		at = in.ends[len(in.ends)-1]
+	}
+	in.ends = append(in.ends, at+n)
+	return n, err
+}
+
+// crossTo counts the records that end before the offset at of the buffer, or there.
+func (in *inbound) crossTo(at int) {
+	for in.crossed < len(in.ends) && in.ends[in.crossed] <= at {
+		in.crossed++
+		in.record++
+	}
+}
+
+// keepEnds is how many ends of records a connection keeps room for.
+const keepEnds = 64
 
 // discard reads what comes after a good end, until the peer's; see Conn.part.
 func (in *inbound) discard() {
@@ -201,6 +232,9 @@ func (in *inbound) makeRoom() {
 	default:
 		if in.quiet++; in.quiet >= quietReads {
 			size = smallBuffer
+			if cap(in.ends) > keepEnds {
+				in.ends = nil
+			}
 		}
 	}
 	switch {
@@ -261,6 +295,7 @@ func (in *inbound) step() (more bool, err error) {
 		if len(p) < need {
 			return false, nil
 		}
+		in.crossTo(in.r)
 		in.r += need
 		return true, in.beginData(h, p[frameHeaderLen:need])
 	}

@@ -10,8 +10,10 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"culvert/tunnel/h2"
+	"culvert/tunnel/h2/h2test"
 )
 
 // gated returns both ends of a TLS connection over TCP, each with a gate below.
@@ -169,6 +171,50 @@ func TestPipeTryWriterEnds(t *testing.T) {
 			case e := <-end:
 				t.Errorf("done was called again, with %v", e.err)
 			default:
+			}
+		})
+	}
+}
+
+// TestGateTellsRecordsApart has bytes in TLS records of their own arrive together, as they do on a busy machine:
+// none is a splinter, however many there are. The same bytes in one record are.
+func TestGateTellsRecordsApart(t *testing.T) {
+	limit := h2.Config{Splinters: h2.Rate{Burst: 50, PerSecond: 1e-9}}
+	for name, records := range map[string]bool{"a record each": true, "one record": false} {
+		t.Run(name, func(t *testing.T) {
+			nc1, nc2 := gated(t)
+			accepted := make(chan *h2.Stream, 1)
+			limit := limit
+			limit.Handler = func(s *h2.Stream) { accepted <- s }
+			conn, err := h2.NewServer(nc2, &limit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			p := h2test.NewClient(t, nc1)
+			p.Handshake()
+			p.WriteHeaders(1, false, h2test.Fields(":method", "CONNECT", ":authority", "a:1")...)
+			s := <-accepted
+			defer s.Close()
+			const frames = 500
+			var raw []byte
+			for range frames {
+				frame := h2test.AppendFrame(nil, h2test.Data, 0, 1, []byte("k"))
+				if raw = append(raw, frame...); records {
+					nc1.(*tls.Conn).Write(frame)
+				}
+			}
+			if !records {
+				nc1.(*tls.Conn).Write(raw)
+			}
+			s.SetReadDeadline(time.Now().Add(20 * time.Second))
+			_, err = io.ReadFull(s, make([]byte, frames))
+			var ended *h2.ConnError
+			switch {
+			case records && err != nil:
+				t.Errorf("reading what came in records of its own: %v", err)
+			case !records && (!errors.As(err, &ended) || ended.Code != h2.EnhanceYourCalm):
+				t.Errorf("reading what came in one record: %v, want ENHANCE_YOUR_CALM", err)
 			}
 		})
 	}
