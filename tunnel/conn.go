@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -32,10 +33,12 @@ type Conn interface {
 // TLS around it, or an end in memory.
 type socket struct {
 	net.Conn
-	wmu     sync.Mutex      // held while writing
-	broken  bool            // a write has taken the error of a broken connection; guarded by wmu
-	watched bool            // watchPeer was called; owned by sweepLoop
-	raw     syscall.RawConn // of a TCP connection that was written with tryWrite; guarded by wmu
+	wmu     sync.Mutex                // held while writing
+	broken  bool                      // a write has taken the error of a broken connection; guarded by wmu
+	watched bool                      // watchPeer was called; owned by sweepLoop
+	fd      atomic.Int32              // the descriptor by which asleep is watched
+	asleep  atomic.Pointer[direction] // what reads the socket and is parked; nil: nothing is
+	raw     syscall.RawConn           // of a TCP connection that was written with tryWrite; guarded by wmu
 }
 
 // NewConn makes a Conn of a connection, such as an accepted TCP connection or one with TLS around it. To
@@ -106,6 +109,14 @@ func (s *socket) Reset(error) {
 	if c != s.Conn {
 		_ = s.Conn.Close()
 	}
+	s.Wake()
+}
+
+// Close closes the connection.
+func (s *socket) Close() error {
+	err := s.Conn.Close()
+	s.Wake()
+	return err
 }
 
 // cut reports whether a read that returned io.EOF did so although the peer has not ended its side. The

@@ -112,6 +112,11 @@ func (g *Gateway) Close() {
 	<-idle
 	g.pool.close()
 	g.work.Wait()
+	g.closeWatch.Do(func() {
+		if g.watch != nil {
+			g.watch.Close()
+		}
+	})
 }
 
 // cutAll cuts every flow that lives.

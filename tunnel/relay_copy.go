@@ -92,6 +92,9 @@ func (d *direction) pump(ahead []byte) {
 		src, dst = d.copySockets()
 	}
 	if d.renewed(src) {
+		if d.park() {
+			return
+		}
 		go d.pump(nil) // ends with its direction; the flow is over when both have ended, which Close waits for
 		return
 	}
@@ -107,9 +110,9 @@ func whose(err error) (src, dst error) {
 	return nil, err
 }
 
-// renew makes the goroutines that wait for silent sockets hand over to new ones. The stack of a goroutine
-// grows to 8 KiB and more when it encrypts and shrinks to 4 KiB at best; a new one that only waits has
-// 2 KiB. It is done when a flow falls silent, so that it costs nothing while there are bytes. From then on the
+// renew makes the goroutines that wait for silent sockets park, or hand over to new ones where the system cannot
+// watch the socket: the stack of a goroutine grows to 8 KiB and more when it encrypts and shrinks to 4 KiB at best; a
+// new one that only waits has 2 KiB. It is done when a flow falls silent, so that it costs nothing while there are bytes. From then on the
 // system looks after the sockets.
 func (f *Flow) renew() {
 	f.mu.Lock()
@@ -119,7 +122,7 @@ func (f *Flow) renew() {
 		if ok {
 			s.watchPeer(f.plan.timeouts.KeepAlive)
 		}
-		if ok && !d.ended && !d.discarding && d.lost == nil {
+		if ok && !d.ended && !d.discarding && d.lost == nil && s.asleep.Load() == nil {
 			d.renewing = true
 			_ = s.SetReadDeadline(wakeNow) // a socket that is closed needs no renewal
 		}
@@ -295,16 +298,18 @@ func (d *direction) watchStream() {
 
 // giveUp ends a direction whose destination is gone while its source is silent.
 func (d *direction) giveUp(why error) {
-	if _, ok := d.src.(*socket); !ok {
+	s, ok := d.src.(*socket)
+	if !ok {
 		d.src.Reset(d.flow.fail(&Error{Cause: d.other().broke, Err: why}))
 		return
 	}
 	d.flow.mu.Lock()
-	defer d.flow.mu.Unlock()
 	if !d.discarding && !d.ended {
 		d.lost = why
-		_ = d.src.SetReadDeadline(wakeNow) // pump goes on to discard
+		_ = s.SetReadDeadline(wakeNow) // pump goes on to discard
 	}
+	d.flow.mu.Unlock()
+	s.Wake()
 }
 
 // gone is why the destination was given up, nil while it was not.
