@@ -112,11 +112,7 @@ func (g *Gateway) Close() {
 	<-idle
 	g.pool.close()
 	g.work.Wait()
-	g.closeWatch.Do(func() {
-		if g.watch != nil {
-			g.watch.Close()
-		}
-	})
+	g.parking.close()
 }
 
 // cutAll cuts every flow that lives.

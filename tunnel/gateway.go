@@ -17,7 +17,6 @@ import (
 	"culvert/capture"
 	"culvert/pki/spiffe"
 	"culvert/tunnel/h2"
-	"culvert/tunnel/nowait"
 )
 
 // Env is what a Gateway gets from the process around it. Zero fields have the defaults named there. It is
@@ -77,9 +76,8 @@ type Gateway struct {
 	work      sync.WaitGroup // accept loops, connections, the sweeper
 	accepting sync.WaitGroup // accept loops
 
-	trimmer    trimmer       // owned by sweepLoop
-	watch      *nowait.Watch // made by Start; nil where the system has none
-	closeWatch sync.Once
+	trimmer trimmer // owned by sweepLoop
+	parking parking
 
 	replacing sync.Mutex // held while the configuration is replaced; taken before mu
 
@@ -203,9 +201,6 @@ func (g *Gateway) replace(ctx context.Context, cfg *Config, p *plan, from gatewa
 	if g.state != from { // closed meanwhile
 		next.abandon()
 		return errDraining
-	}
-	if from == stateNew {
-		g.watch, _ = nowait.NewWatch() // without it a silent flow keeps a goroutine
 	}
 	g.install(next, p)
 	if from == stateNew {

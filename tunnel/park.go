@@ -1,14 +1,46 @@
 package tunnel
 
-import "culvert/tunnel/nowait"
+import (
+	"sync"
+
+	"culvert/tunnel/nowait"
+)
+
+// parking is where the silent flows of a gateway wait. It is made when the first of them parks.
+type parking struct {
+	make  sync.Once
+	watch *nowait.Watch // nil: the system has none
+
+	end sync.Once
+}
+
+// open returns what watches the sockets, nil where the system has nothing for that.
+func (p *parking) open() *nowait.Watch {
+	p.make.Do(func() { p.watch, _ = nowait.NewWatch() }) // without it a silent flow keeps a goroutine
+	return p.watch
+}
+
+// close is called when there are no flows any more.
+func (p *parking) close() {
+	p.make.Do(func() {}) // too late to make one
+	p.end.Do(func() {
+		if p.watch != nil {
+			p.watch.Close()
+		}
+	})
+}
 
 // park lets the goroutine go that reads a silent socket: the gateway's Watch wakes the direction when the socket has
 // something to tell, and wake does when it is to find out about something else. It reports whether the direction
 // sleeps, or is awake in another goroutine already.
 func (d *direction) park() bool {
-	w, s := d.flow.g.watch, d.src.(*socket)
+	s := d.src.(*socket)
 	raw := nowait.Raw(s.Conn)
-	if w == nil || raw == nil {
+	if raw == nil {
+		return false
+	}
+	w := d.flow.g.parking.open()
+	if w == nil {
 		return false
 	}
 	s.asleep.Store(d)
@@ -28,7 +60,7 @@ func (d *direction) park() bool {
 // its reader to see a deadline, calls it after that.
 func (s *socket) Wake() {
 	if d := s.asleep.Swap(nil); d != nil {
-		d.flow.g.watch.Remove(int(s.fd.Load()), s)
+		d.flow.g.parking.watch.Remove(int(s.fd.Load()), s)
 		go d.pump(nil) // ends with its direction; the flow is over when both have ended, which Close waits for
 	}
 }

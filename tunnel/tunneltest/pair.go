@@ -122,15 +122,16 @@ func Dial(ctx context.Context, g *tunnel.Gateway, listener, target string) (*mem
 	}
 	source := netip.AddrPortFrom(netip.MustParseAddr(EntryAddr), 50000)
 	app, end := memnet.Pipe(source, netip.MustParseAddrPort("127.0.0.1:1080"))
-	if err := carry(ctx, g, listener, source, t, end); err != nil {
+	if err := carry(ctx, g, listener, source, t, end, false); err != nil {
 		return nil, err
 	}
 	return app, nil
 }
 
-// carry gives g a flow from source to t, whose accepted end is end, and waits for the answer.
-func carry(ctx context.Context, g *tunnel.Gateway, listener string, source netip.AddrPort, t tunnel.Target, end *memnet.Conn) error {
-	a := &accepted{end: end, answer: make(chan error, 1), gone: ctx.Done()}
+// carry gives g a flow from source to t, whose accepted end is end, and waits for the answer. Of an early one the app
+// does not wait for that.
+func carry(ctx context.Context, g *tunnel.Gateway, listener string, source netip.AddrPort, t tunnel.Target, end *memnet.Conn, early bool) error {
+	a := &accepted{end: end, answer: make(chan error, 1), gone: ctx.Done(), early: early}
 	// Ends with the flow, which the gateway's Close ends at the latest; Close waits for it.
 	go g.Carry(&tunnel.Flow{Listener: listener, Way: "test", Source: source, Peer: g.Self(), Target: t}, a)
 	return <-a.answer
@@ -141,6 +142,15 @@ type accepted struct {
 	end    *memnet.Conn
 	answer chan error
 	gone   <-chan struct{}
+	early  bool
+}
+
+// Early is the app's end where the app does not wait for an answer.
+func (a *accepted) Early() net.Conn {
+	if !a.early {
+		return nil
+	}
+	return a.end
 }
 
 func (a *accepted) Accept(*tunnel.Flow) (tunnel.Conn, []byte, error) {

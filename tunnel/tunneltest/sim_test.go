@@ -88,6 +88,7 @@ type simFlow struct {
 	app      [2]memnet.Link
 	cut      bool          // one of them breaks
 	patience time.Duration // of the app, with the opening; 0: endless
+	early    bool          // the app does not wait for the opening
 	err      error         // of the opening
 	over     chan struct{}
 }
@@ -115,6 +116,7 @@ func newPairSim(t *testing.T, seed uint64) *simRun {
 				f.Unpark()
 			}
 		}
+		f.early = f.patience == 0 && sim.Chance(sim.Rand(seed, 100+uint64(i)), 3) // r goes on as if this were not drawn
 		s.flows[i] = f
 	}
 	s.net.Over(s.links)
@@ -296,12 +298,21 @@ func (s *simRun) carry(f *simFlow) {
 	}
 	source := netip.AddrPortFrom(netip.MustParseAddr(EntryAddr), uint16(simPorts+f.ID))
 	app, end := s.net.PipeOver(source, netip.MustParseAddrPort("127.0.0.1:1080"), f.app[0], f.app[1])
-	if f.err = carry(ctx, s.nodes[0].g, appsListener, source, target, end); f.err != nil {
+	var running sync.WaitGroup
+	if f.early {
+		running.Go(func() { f.RunA(simEnd{app}) }) // ends with the flow, and is waited for
+	}
+	f.err = carry(ctx, s.nodes[0].g, appsListener, source, target, end, f.early)
+	switch {
+	case f.err != nil && f.early:
+		simEnd{end}.Abort()
+	case f.err != nil:
 		_ = app.Close()
 		_ = end.Close()
-		return
+	case !f.early:
+		f.RunA(simEnd{app})
 	}
-	f.RunA(simEnd{app})
+	running.Wait()
 }
 
 func (s *simRun) String() string {
@@ -471,7 +482,8 @@ func (s *simRun) checkFlows() {
 				s.t.Errorf("%s: flow %d %s: %s\n%v\n%s", s, f.ID, name, wrong, f, s.told(f))
 			}
 		}
-		if f.err != nil && f.dest == destServes && f.patience == 0 && !s.mayBreak && !s.mayRefuse {
+		leaves := f.early && (!f.Plain() || f.cut) // maybe before the answer
+		if f.err != nil && f.dest == destServes && f.patience == 0 && !s.mayBreak && !s.mayRefuse && !leaves {
 			s.t.Errorf("%s: flow %d was not opened: %v\n%s", s, f.ID, f.err, s.told(f))
 		}
 		s.checkRecords(f, whole)
@@ -530,6 +542,9 @@ func (s *simRun) causeFits(f *simFlow, reason string) bool {
 		fits = append(fits, "refused")
 	case f.dest == destSilent:
 		fits = append(fits, "timeout")
+	}
+	if f.early && !f.Plain() {
+		fits = append(fits, "source-gone", "")
 	}
 	if f.patience > 0 {
 		fits = append(fits, "source-gone")
