@@ -109,10 +109,17 @@ func (e *Early) send(s *h2.Stream) bool {
 }
 
 // again reports whether a request may be sent again that has failed with err: the bytes sent with it must not be
-// carried twice.
+// carried twice. Nothing of them has gone out then, whether the next try carries them or leaves them alone.
 func (e *Early) again(err error) bool {
+	if e == nil {
+		return true
+	}
 	var unprocessed *UnprocessedError
-	return e == nil || e.err == nil && (len(e.b) == 0 || errors.As(err, &unprocessed))
+	if e.err != nil || len(e.b) > 0 && !errors.As(err, &unprocessed) {
+		return false
+	}
+	e.sent = 0
+	return true
 }
 
 // carried is how many bytes have gone out.

@@ -371,6 +371,34 @@ func TestPoolRetries(t *testing.T) {
 
 // A connection that a firewall has forgotten dies with the first request: that one is sent again on a new
 // connection. A connection that dies before it has answered anything is a hop that refuses us.
+// TestPoolRetryLeavesEarlyBytesAlone has the second try carry nothing of what the first has sent in vain: a
+// connection that was silent for long does so.
+func TestPoolRetryLeavesEarlyBytesAlone(t *testing.T) {
+	tries := 0
+	p := newPoolTest(func(context.Context, int) (*fakeTransport, error) {
+		ft := newFakeTransport(100)
+		answer := ft.connect
+		ft.connect = func(ctx context.Context, req *ConnectRequest) (Stream, error) {
+			if tries++; tries == 1 {
+				req.Early.b, req.Early.sent = []byte("hello"), 5
+				return nil, &UnprocessedError{Err: errors.New("refused")}
+			}
+			return answer(ctx, req)
+		}
+		return ft, nil
+	})
+	defer p.close()
+	early := new(Early)
+	s, _, err := p.connect(t.Context(), p.chain, &ConnectRequest{Target: Target{Host: "a", Port: 1}, Early: early})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if got := string(early.left()); got != "hello" || early.carried() != 0 {
+		t.Errorf("%q is left and %d bytes count as carried, want all of hello and none", got, early.carried())
+	}
+}
+
 func TestPoolConnectionDiesBeforeTheAnswer(t *testing.T) {
 	dies := func(tr *fakeTransport) func(context.Context, *ConnectRequest) (Stream, error) {
 		return func(context.Context, *ConnectRequest) (Stream, error) {
