@@ -12,19 +12,19 @@ const supported = true
 
 // Read reads what has arrived at the socket fd, at most p. 0 and no error is the peer's end, EAGAIN that nothing
 // has arrived.
-func Read(fd uintptr, p []byte) (int, error) { return call(syscall.SYS_RECVFROM, fd, p, 0) }
+func Read(fd uintptr, p []byte) (int, error) { return call(unix.SYS_RECVFROM, fd, p, 0) }
 
 // Peek is Read that leaves the bytes where they are.
 func Peek(fd uintptr, p []byte) (int, error) {
-	return call(syscall.SYS_RECVFROM, fd, p, syscall.MSG_PEEK)
+	return call(unix.SYS_RECVFROM, fd, p, syscall.MSG_PEEK)
 }
 
 // Write writes what the socket fd has room for and returns how much that was; EAGAIN: there is none.
-func Write(fd uintptr, p []byte) (int, error) { return call(syscall.SYS_SENDTO, fd, p, 0) }
+func Write(fd uintptr, p []byte) (int, error) { return call(unix.SYS_SENDTO, fd, p, 0) }
 
 // WriteMore is Write that announces another one at once: the system sends no small segment before that.
 func WriteMore(fd uintptr, p []byte) (int, error) {
-	return call(syscall.SYS_SENDTO, fd, p, syscall.MSG_MORE)
+	return call(unix.SYS_SENDTO, fd, p, syscall.MSG_MORE)
 }
 
 func call(trap, fd uintptr, p []byte, flags uintptr) (int, error) {
