@@ -52,6 +52,9 @@ func (d *direction) park() bool {
 	}
 	if s.asleep.Load() != d {
 		w.Remove(fd, s) // woken meanwhile by somebody who did not know the descriptor
+		if s.asleep.Load() != nil {
+			s.Wake() // asleep again since then, and maybe removed just now
+		}
 	}
 	return true
 }
