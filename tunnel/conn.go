@@ -123,6 +123,9 @@ func (s *socket) Close() error {
 // system tells the error of a broken connection to one call only; when a write has taken it, a read finds
 // nothing but the end. Only a FIN is an end, also one that was followed by a reset.
 func (s *socket) cut() bool {
+	if _, ok := s.Conn.(*net.TCPConn); !ok {
+		return false // TLS has seen the peer say that it ends, whatever became of the connection then
+	}
 	if !s.wmu.TryLock() {
 		if !writeWouldFail(s.Conn) {
 			return false // the write under way waits for room, and has taken no error

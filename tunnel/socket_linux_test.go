@@ -50,6 +50,22 @@ func readToEOF(t *testing.T, s *socket) string {
 	return string(got)
 }
 
+// saidEnd is TLS whose peer has said that it ends, and whose connection has broken after that.
+type saidEnd struct{ net.Conn }
+
+func (saidEnd) Read([]byte) (int, error)  { return 0, io.EOF }
+func (saidEnd) Write([]byte) (int, error) { return 0, syscall.ECONNRESET }
+
+func TestSaidEndIsNotCut(t *testing.T) {
+	s := newSocket(saidEnd{})
+	if _, err := s.Write([]byte("x")); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("Write = %v", err)
+	}
+	if readToEOF(t, s); s.cut() {
+		t.Error("an end that the peer has said is taken for a cut")
+	}
+}
+
 func TestSocketCut(t *testing.T) {
 	t.Run("peer sends FIN", func(t *testing.T) {
 		a, b := tcpPair(t)
