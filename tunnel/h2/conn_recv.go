@@ -112,6 +112,9 @@ func (in *inbound) read(p []byte) (int, error) {
 
 // readRecord reads the next TLS record, or a part of it, and notes where it ends.
 func (in *inbound) readRecord(p []byte) (int, error) {
+	if len(in.ends) == maxEnds {
+		return 0, errDry // the rest comes with the next read
+	}
 	n, err := in.c.nc.Read(p)
 	if n == 0 {
 		return 0, err
@@ -132,8 +135,13 @@ func (in *inbound) crossTo(at int) {
 	}
 }
 
-// keepEnds is how many ends of records a connection keeps room for.
-const keepEnds = 64
+const (
+	// keepEnds is how many ends of records a connection keeps room for.
+	keepEnds = 64
+	// maxEnds is how many records are read together: a peer may put one byte in each, and the budget does not know
+	// what is noted of them.
+	maxEnds = 512
+)
 
 // discard reads what comes after a good end, until the peer's; see Conn.part.
 func (in *inbound) discard() {
