@@ -150,6 +150,7 @@ func (t *h2Transport) withdrawRequest(s *h2.Stream) {
 		defer t.abandoned.Done()
 		ctx, cancel := context.WithTimeout(context.Background(), abandonTimeout)
 		defer cancel()
+		s.Flush()              // who gave up may have held it; what is not sent is not answered
 		_, _ = s.Response(ctx) // nobody wants it
 		_ = s.Close()
 	}()
