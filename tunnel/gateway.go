@@ -276,6 +276,9 @@ func (g *Gateway) install(next *listening, p *plan) {
 		g.work.Add(1)
 		g.accepting.Add(1)
 		l.spare = openSpare()
+		if _, ok := l.ln.(*net.TCPListener); ok {
+			g.parking.open() // while there are files
+		}
 		go l.acceptLoop() // ends when the listener is closed, by Drain, Close or a Reload without it; Close waits for it
 	}
 }

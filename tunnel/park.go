@@ -6,7 +6,8 @@ import (
 	"culvert/tunnel/nowait"
 )
 
-// parking is where the silent flows of a gateway wait. It is made when the first of them parks.
+// parking is where the silent flows of a gateway wait. It is made when the first listener is opened that has
+// sockets, or the first of them parks.
 type parking struct {
 	make  sync.Once
 	watch *nowait.Watch // nil: the system has none
