@@ -92,7 +92,7 @@ func TestEarlyBytesAreBounded(t *testing.T) {
 	rand.Read(text)
 	for name, cfg := range map[string]h2.Config{
 		"windows as they are": {},
-		"a small window":      {StreamWindow: 1000}, // a write waits for window when the answer comes
+		"a small window":      {StreamWindow: 4000}, // a write waits for window when the answer comes
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := newEarly(t, cfg, func(s *h2.Stream) {

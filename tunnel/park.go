@@ -2,33 +2,31 @@ package tunnel
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"culvert/tunnel/nowait"
 )
 
-// parking is where the silent flows of a gateway wait. It is made when the first listener is opened that has
-// sockets, or the first of them parks.
+// parking is where the silent flows of a gateway wait, as soon as it has a listener for sockets.
 type parking struct {
-	make  sync.Once
-	watch *nowait.Watch // nil: the system has none
-
-	end sync.Once
+	once  sync.Once
+	watch atomic.Pointer[nowait.Watch] // nil: there is none, and a silent flow keeps a goroutine
 }
 
-// open returns what watches the sockets, nil where the system has nothing for that.
-func (p *parking) open() *nowait.Watch {
-	p.make.Do(func() { p.watch, _ = nowait.NewWatch() }) // without it a silent flow keeps a goroutine
-	return p.watch
+// open makes it possible to park, where the system has what that takes.
+func (p *parking) open() {
+	p.once.Do(func() {
+		if w, err := nowait.NewWatch(); err == nil {
+			p.watch.Store(w)
+		}
+	})
 }
 
 // close is called when there are no flows any more.
 func (p *parking) close() {
-	p.make.Do(func() {}) // too late to make one
-	p.end.Do(func() {
-		if p.watch != nil {
-			p.watch.Close()
-		}
-	})
+	if w := p.watch.Swap(nil); w != nil {
+		w.Close()
+	}
 }
 
 // park lets the goroutine go that reads a silent socket: the gateway's Watch wakes the direction when the socket has
@@ -36,12 +34,8 @@ func (p *parking) close() {
 // sleeps, or is awake in another goroutine already.
 func (d *direction) park() bool {
 	s := d.src.(*socket)
-	raw := nowait.Raw(s.Conn)
-	if raw == nil {
-		return false
-	}
-	w := d.flow.g.parking.open()
-	if w == nil {
+	w, raw := d.flow.g.parking.watch.Load(), nowait.Raw(s.Conn)
+	if w == nil || raw == nil {
 		return false
 	}
 	s.asleep.Store(d)
@@ -64,7 +58,9 @@ func (d *direction) park() bool {
 // its reader to see a deadline, calls it after that.
 func (s *socket) Wake() {
 	if d := s.asleep.Swap(nil); d != nil {
-		d.flow.g.parking.watch.Remove(int(s.fd.Load()), s)
+		if w := d.flow.g.parking.watch.Load(); w != nil {
+			w.Remove(int(s.fd.Load()), s)
+		}
 		go d.pump(nil) // ends with its direction; the flow is over when both have ended, which Close waits for
 	}
 }
