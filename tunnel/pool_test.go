@@ -402,7 +402,7 @@ func TestPoolRetryLeavesEarlyBytesAlone(t *testing.T) {
 func TestPoolConnectionDiesBeforeTheAnswer(t *testing.T) {
 	dies := func(tr *fakeTransport) func(context.Context, *ConnectRequest) (Stream, error) {
 		return func(context.Context, *ConnectRequest) (Stream, error) {
-			tr.Close()
+			tr.fail(io.ErrUnexpectedEOF) // who watches the transport may see its end first, and why
 			return nil, io.ErrUnexpectedEOF
 		}
 	}
