@@ -123,17 +123,33 @@ func (s *socket) Close() error {
 // system tells the error of a broken connection to one call only; when a write has taken it, a read finds
 // nothing but the end. Only a FIN is an end, also one that was followed by a reset.
 func (s *socket) cut() bool {
-	if _, ok := s.Conn.(*net.TCPConn); !ok {
+	tc, ok := s.Conn.(*net.TCPConn)
+	if !ok {
 		return false // TLS has seen the peer say that it ends, whatever became of the connection then
 	}
 	if !s.wmu.TryLock() {
-		if !writeWouldFail(s.Conn) {
+		if !writeWouldFail(tc) {
 			return false // the write under way waits for room, and has taken no error
 		}
 		s.wmu.Lock() // it fails at once, and its error counts
 	}
 	defer s.wmu.Unlock()
 	return s.broken
+}
+
+// writeWouldFail reports whether a connection takes no more writes, where the system can tell. After a reset the
+// system shuts both directions and reports the error to one call only, so that a read may return io.EOF
+// although nothing ended well; a write of no bytes still fails then, and does nothing else. It does not
+// wait for a Write under way.
+func writeWouldFail(tc *net.TCPConn) (failed bool) {
+	raw := nowait.Raw(tc)
+	if raw == nil || raw.Control(func(fd uintptr) {
+		_, err := nowait.Write(fd, nil)
+		failed = errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+	}) != nil {
+		return false // closed by us
+	}
+	return failed
 }
 
 // swallowed reports whether the error of a write was the news that the connection is broken. EPIPE is

@@ -30,7 +30,7 @@ func (p *parking) close() {
 }
 
 // park lets the goroutine go that reads a silent socket: the gateway's Watch wakes the direction when the socket has
-// something to tell, and wake does when it is to find out about something else. It reports whether the direction
+// something to tell, and socket.Wake does when it is to find out about something else. It reports whether the direction
 // sleeps, or is awake in another goroutine already.
 func (d *direction) park() bool {
 	s := d.src.(*socket)

@@ -112,8 +112,8 @@ func whose(err error) (src, dst error) {
 
 // renew makes the goroutines that wait for silent sockets park, or hand over to new ones where the system cannot
 // watch the socket: the stack of a goroutine grows to 8 KiB and more when it encrypts and shrinks to 4 KiB at best; a
-// new one that only waits has 2 KiB. It is done when a flow falls silent, so that it costs nothing while there are bytes. From then on the
-// system looks after the sockets.
+// new one that only waits has 2 KiB. It is done when a flow falls silent, so that it costs nothing while there are
+// bytes. From then on the system looks after the sockets.
 func (f *Flow) renew() {
 	f.mu.Lock()
 	defer f.mu.Unlock()

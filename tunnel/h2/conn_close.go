@@ -151,7 +151,7 @@ func (c *Conn) Close() error {
 // cutCode is the code for a stream that is cut off: a tunnel's peer must not take it for a clean end
 // (RFC 9113, section 8.5).
 func (s *Stream) cutCode() ErrCode {
-	if s.tunnel() {
+	if s.connect {
 		return ConnectError
 	}
 	return Cancel

@@ -369,12 +369,9 @@ func (c *Conn) trailers(s *Stream, b *openBlock) error {
 	return nil
 }
 
-// tunnel reports whether the stream was opened by CONNECT, extended CONNECT included.
-func (s *Stream) tunnel() bool { return s.connect }
-
 // connected reports whether the stream is a tunnel that was not refused.
 func (s *Stream) connected() bool {
-	if !s.tunnel() {
+	if !s.connect {
 		return false
 	}
 	s.mu.Lock()

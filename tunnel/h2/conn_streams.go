@@ -368,7 +368,7 @@ func (s *Stream) SendTrailers(fields []Field) error {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s.tunnel() && !s.refused {
+	if s.connect && !s.refused {
 		return errors.New("a tunnel has no trailers (RFC 9113, section 8.5)")
 	}
 	if err := s.awaitTurn(); err != nil {

@@ -68,7 +68,7 @@ func (c *Conn) promised(b *openBlock) error {
 		return connError(ProtocolError, "promise on a stream that the peer has ended")
 	}
 	c.lastPeerID = b.promised
-	if parent != nil && parent.tunnel() {
+	if parent != nil && parent.connect {
 		defer c.mu.Unlock()
 		c.queueReset(b.promised, Cancel)
 		c.forgetReset(b.promised)

@@ -17,7 +17,7 @@ type Stream struct {
 	c             *Conn
 	id            uint32
 	own           bool    // opened or promised by us
-	connect, head bool    // the method of the request is CONNECT, or HEAD
+	connect, head bool    // the method of the request is CONNECT, extended or not, or HEAD
 	req           *Header // the request that opened it, or the promise; nil after DropHeads
 
 	// guarded by c.mu (conn_streams.go, stream_send.go)
@@ -239,7 +239,7 @@ func (s *Stream) closeWire() {
 		c.ctrl = appendFrameHeader(c.ctrl, 0, frameData, flagEndStream, s.id)
 		c.ended(s, true)
 	}
-	if !s.own && (!s.tunnel() || s.refused) {
+	if !s.own && (!s.connect || s.refused) {
 		code = NoError
 	}
 	if !s.wireDone {
