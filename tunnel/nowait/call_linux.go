@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// supported tells whether the functions that take a descriptor work on this system.
-const supported = true
+// Supported tells whether the functions that take a descriptor work on this system.
+const Supported = true
 
 // Read reads what has arrived at the socket fd, at most p. 0 and no error is the peer's end, EAGAIN that nothing
 // has arrived.
@@ -43,11 +43,20 @@ func call(trap, fd uintptr, p []byte, flags uintptr) (int, error) {
 	}
 }
 
+// Readable reports whether the socket fd has something to read, an end or an error.
+func Readable(fd uintptr) bool { return poll(fd, unix.POLLIN) != 0 }
+
 // Writable reports whether the socket fd has room for a small write and is not broken.
-func Writable(fd uintptr) bool {
-	p := unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT}
+func Writable(fd uintptr) bool { return poll(fd, unix.POLLOUT) == unix.POLLOUT }
+
+// poll returns what of events, and of errors, is there now.
+func poll(fd uintptr, events int16) int16 {
+	p := unix.PollFd{Fd: int32(fd), Events: events}
 	timeout := unix.Timespec{}
 	n, _, errno := syscall.RawSyscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1,
 		uintptr(unsafe.Pointer(&timeout)), 0, 0, 0)
-	return errno == 0 && n == 1 && p.Revents == unix.POLLOUT
+	if errno != 0 || n != 1 {
+		return 0
+	}
+	return p.Revents
 }

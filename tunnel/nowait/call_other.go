@@ -4,7 +4,8 @@ package nowait
 
 import "errors"
 
-const supported = false
+// Supported tells that they do not.
+const Supported = false
 
 // Read is not known on this system, where Raw returns nil.
 func Read(uintptr, []byte) (int, error) { return 0, errors.ErrUnsupported }
@@ -17,6 +18,9 @@ func Write(uintptr, []byte) (int, error) { return 0, errors.ErrUnsupported }
 
 // WriteMore is not known on this system, where Raw returns nil.
 func WriteMore(uintptr, []byte) (int, error) { return 0, errors.ErrUnsupported }
+
+// Readable is not known on this system, where Raw returns nil.
+func Readable(uintptr) bool { return false }
 
 // Writable is not known on this system, where Raw returns nil.
 func Writable(uintptr) bool { return false }

@@ -15,7 +15,7 @@ func Raw(c any) syscall.RawConn {
 	default:
 		return nil
 	}
-	if !supported {
+	if !Supported {
 		return nil
 	}
 	raw, err := c.(syscall.Conn).SyscallConn()

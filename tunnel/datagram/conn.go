@@ -1,0 +1,377 @@
+package datagram
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"culvert/tunnel/nowait"
+)
+
+// Conn is a socket of datagrams as a stream of capsules. Read and Write may run at the same time; each by one goroutine.
+type Conn struct {
+	// immutable after New
+	nc net.Conn
+	io socketIO
+
+	ended atomic.Bool // nothing more is read
+	gone  sync.Once
+
+	// owned by the reader
+	first   [][]byte // datagrams that were read before
+	batch   *batch   // read and not yet served; nil: nothing
+	pending []byte   // the rest of a capsule that had no room
+
+	// owned by the writer
+	dec  decoder
+	list [][]byte // payloads of one write
+
+	stats Stats
+}
+
+// Stats counts what went through the socket of a Conn. Fields are read and written with atomic operations.
+type Stats struct {
+	// Received and Sent are datagrams, ReceivedBytes and SentBytes their payloads.
+	Received, ReceivedBytes, Sent, SentBytes atomic.Int64
+	// Dropped are datagrams that the system did not take: too long for the path, or with nobody at the other end.
+	Dropped atomic.Int64
+}
+
+// socketIO reads and writes the datagrams of a connected socket, many at a time.
+type socketIO interface {
+	// await returns when something can be read. It holds no memory meanwhile.
+	await() error
+	// read fills b with what has come; it may wait only where await does not.
+	read(b *batch) error
+	// write sends payloads and returns how many the socket took; those that it refused for good count, too, and are in
+	// dropped. With wait it waits for room.
+	write(payloads [][]byte, wait bool) (n, dropped int, err error)
+}
+
+// New makes a Conn of nc, a connected socket whose Read and Write are a datagram each, such as a *net.UDPConn. first are
+// datagrams that were read from it before. It owns nc. A net.Conn that waits for datagrams without a buffer has a
+// method Await() error, which returns when Read would not wait.
+func New(nc net.Conn, first [][]byte) *Conn {
+	return &Conn{nc: nc, io: ioOf(nc), first: first}
+}
+
+// NewPlain is New without batches of system calls, for comparison.
+func NewPlain(nc net.Conn, first [][]byte) *Conn {
+	return &Conn{nc: nc, io: &plainIO{nc: nc}, first: first}
+}
+
+// Await blocks until Read would not, or would fail.
+func (c *Conn) Await() error {
+	if len(c.pending) > 0 || c.batch != nil || len(c.first) > 0 || c.ended.Load() {
+		return nil
+	}
+	err := c.io.await()
+	if err != nil && c.ended.Load() {
+		return nil
+	}
+	return err
+}
+
+// Read fills p with capsules of what the socket has received. It returns io.EOF after CloseWrite.
+func (c *Conn) Read(p []byte) (n int, err error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		if n = c.serve(p); n > 0 {
+			return n, nil
+		}
+		if c.ended.Load() {
+			return 0, io.EOF
+		}
+		b := batches.Get().(*batch)
+		err := c.io.read(b)
+		if err != nil || b.len() == 0 {
+			b.reset()
+			batches.Put(b)
+		} else {
+			c.batch = b
+		}
+		switch {
+		case err == nil:
+		case c.ended.Load():
+			return 0, io.EOF
+		case !passing(err):
+			return 0, err
+		}
+	}
+}
+
+// serve fills p with what was received, as far as it has room.
+func (c *Conn) serve(p []byte) (n int) {
+	n = copy(p, c.pending)
+	c.pending = c.pending[n:]
+	put := func(payload []byte) bool {
+		need := headerLen(len(payload)) + len(payload)
+		if len(p)-n < need && n > 0 {
+			return false
+		}
+		c.stats.Received.Add(1)
+		c.stats.ReceivedBytes.Add(int64(len(payload)))
+		if len(p) >= need {
+			n = len(append(appendHeader(p[:n], len(payload)), payload...))
+			return true
+		}
+		whole := append(appendHeader(make([]byte, 0, need), len(payload)), payload...)
+		n = copy(p, whole)
+		c.pending = whole[n:]
+		return false
+	}
+	for len(c.pending) == 0 && len(c.first) > 0 {
+		payload := c.first[0]
+		if len(p)-n < headerLen(len(payload))+len(payload) && n > 0 {
+			return n
+		}
+		c.first = c.first[1:]
+		put(payload)
+	}
+	for len(c.pending) == 0 && c.batch != nil {
+		payload, ok := c.batch.peek()
+		if !ok {
+			c.batch.reset()
+			batches.Put(c.batch)
+			c.batch = nil
+			break
+		}
+		if len(p)-n < headerLen(len(payload))+len(payload) && n > 0 {
+			break
+		}
+		c.batch.pop()
+		put(payload)
+	}
+	return n
+}
+
+// Write sends the datagrams whose capsules are complete with p. It waits for room in the socket, until the write
+// deadline.
+func (c *Conn) Write(p []byte) (int, error) { return c.write(p, true) }
+
+// TryWrite is Write that takes as much of p as there is room for, and does not wait.
+func (c *Conn) TryWrite(p []byte) (int, error) { return c.write(p, false) }
+
+// maxList is how many datagrams are collected for one write.
+const maxList = 256
+
+func (c *Conn) write(p []byte, wait bool) (n int, err error) {
+	for n < len(p) {
+		taken, err := c.writeList(p[n:], wait)
+		n += taken
+		if err != nil || taken == 0 {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// writeList writes up to maxList datagrams of p, and returns how much of p is done with: less than all of it where there
+// is no room.
+func (c *Conn) writeList(p []byte, wait bool) (n int, err error) {
+	c.list = c.list[:0]
+	var ends [maxList]int // of each datagram's capsule, in p
+	skip, split := c.dec.skip, len(c.dec.part) > 0
+	rest := p
+	for len(c.list) < maxList {
+		payload, behind, ok := c.dec.next(rest)
+		rest = behind
+		if !ok {
+			break
+		}
+		ends[len(c.list)] = len(p) - len(rest)
+		c.list = append(c.list, payload)
+		if split {
+			break // it lies in the decoder, where the next one may
+		}
+	}
+	for sent := 0; sent < len(c.list); {
+		m, dropped, err := c.io.write(c.list[sent:], wait)
+		if m == 0 && err == nil && split {
+			m, dropped = 1, 1 // a part of it is taken already, and cannot be left for later
+		}
+		c.count(c.list[sent:sent+m], dropped)
+		sent += m
+		switch {
+		case err != nil:
+			return len(p) - len(rest), err
+		case m > 0:
+		case sent == 0:
+			c.dec.part, c.dec.skip = c.dec.part[:0], skip // as it was
+			return 0, nil
+		default:
+			c.dec.part, c.dec.skip = c.dec.part[:0], 0 // as after a whole capsule
+			return ends[sent-1], nil
+		}
+	}
+	return len(p) - len(rest), nil
+}
+
+func (c *Conn) count(payloads [][]byte, dropped int) {
+	bytes := 0
+	for _, payload := range payloads {
+		bytes += len(payload)
+	}
+	c.stats.Sent.Add(int64(len(payloads) - dropped))
+	c.stats.SentBytes.Add(int64(bytes))
+	c.stats.Dropped.Add(int64(dropped))
+}
+
+// CloseWrite tells that no more datagrams will be written. A socket cannot tell its other end; who reads this one gets
+// io.EOF, as a flow of datagrams ends with either of its directions (RFC 9298, section 3.1).
+func (c *Conn) CloseWrite() error {
+	err := c.dec.ended()
+	c.End()
+	return err
+}
+
+// End makes Read return io.EOF. It may be called at any time.
+func (c *Conn) End() {
+	c.ended.Store(true)
+	_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // a closed socket needs no deadline
+}
+
+// Close closes the socket. It may be called again.
+func (c *Conn) Close() (err error) {
+	c.gone.Do(func() {
+		c.ended.Store(true)
+		err = c.nc.Close()
+	})
+	return err
+}
+
+// LocalAddr returns the socket's address.
+func (c *Conn) LocalAddr() net.Addr { return c.nc.LocalAddr() }
+
+// RemoteAddr returns the address of its other end.
+func (c *Conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }
+
+// SetDeadline sets both deadlines.
+func (c *Conn) SetDeadline(t time.Time) error { return c.nc.SetDeadline(t) }
+
+// SetReadDeadline sets the deadline of Read. After End it has no effect.
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	if c.ended.Load() {
+		return nil
+	}
+	return c.nc.SetReadDeadline(t)
+}
+
+// SetWriteDeadline sets the deadline of Write.
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.nc.SetWriteDeadline(t) }
+
+// Stats returns what went through the socket.
+func (c *Conn) Stats() *Stats { return &c.stats }
+
+// passing reports whether an error of a socket concerns one datagram, and not those to come: what the other end, or a
+// router, has answered by ICMP to an earlier one, or a datagram that does not fit the path.
+func passing(err error) bool {
+	for _, e := range []error{syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EMSGSIZE, syscall.EPERM, syscall.ENOBUFS, syscall.EACCES} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// plainIO reads and writes one datagram at a time.
+type plainIO struct{ nc net.Conn }
+
+func (s *plainIO) await() error {
+	if w, ok := s.nc.(interface{ Await() error }); ok {
+		return w.Await()
+	}
+	if sc, ok := s.nc.(syscall.Conn); ok && nowait.Supported {
+		if raw, err := sc.SyscallConn(); err == nil {
+			return raw.Read(nowait.Readable)
+		}
+	}
+	return nil
+}
+
+func (s *plainIO) read(b *batch) error {
+	n, err := s.nc.Read(b.slot(0))
+	if err == nil {
+		b.add(0, n, 0)
+	}
+	return err
+}
+
+func (s *plainIO) write(payloads [][]byte, _ bool) (n, dropped int, err error) {
+	for _, payload := range payloads {
+		if _, err := s.nc.Write(payload); err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) || !passing(err) {
+				return n, dropped, err
+			}
+			dropped++
+		}
+		n++
+	}
+	return n, dropped, nil
+}
+
+const (
+	// batchSlots is how many reads a batch has room for, and slotBytes how much each may bring: with GRO as much as one
+	// datagram can.
+	batchSlots = 8
+	slotBytes  = 64 << 10
+)
+
+// batch is what was read from a socket at once.
+type batch struct {
+	buf   []byte
+	reads [batchSlots]received
+	n     int // reads that are filled
+	at    int // the read that is served
+	off   int // in it
+}
+
+// received is what one read has brought.
+type received struct {
+	slot, n int
+	segment int // length of each datagram but the last; 0: there is one
+}
+
+// batches holds *batch.
+var batches = sync.Pool{New: func() any { return &batch{buf: make([]byte, batchSlots*slotBytes)} }}
+
+func (b *batch) slot(i int) []byte { return b.buf[i*slotBytes : (i+1)*slotBytes : (i+1)*slotBytes] }
+
+func (b *batch) add(slot, n, segment int) {
+	b.reads[b.n] = received{slot, n, segment}
+	b.n++
+}
+
+func (b *batch) len() int { return b.n }
+
+func (b *batch) reset() { b.n, b.at, b.off = 0, 0, 0 }
+
+// peek returns the next datagram. It is valid until reset.
+func (b *batch) peek() (payload []byte, ok bool) {
+	if b.at == b.n {
+		return nil, false
+	}
+	r := &b.reads[b.at]
+	end := r.n
+	if r.segment > 0 {
+		end = min(r.n, b.off+r.segment)
+	}
+	return b.slot(r.slot)[b.off:end], true
+}
+
+// pop takes the datagram off that peek has returned.
+func (b *batch) pop() {
+	r := &b.reads[b.at]
+	if r.segment > 0 && b.off+r.segment < r.n {
+		b.off += r.segment
+		return
+	}
+	b.at, b.off = b.at+1, 0
+}
