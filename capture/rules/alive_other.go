@@ -1,0 +1,5 @@
+//go:build !linux
+
+package rules
+
+func setElements([]Served, bool) error { return errLinux }
