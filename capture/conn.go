@@ -46,14 +46,26 @@ type Conn struct {
 	// Addr is the destination's address, never an IPv4 address mapped to IPv6 and never with a zone; it
 	// is the zero Addr if Host is set.
 	Addr netip.Addr
-	// Port is the destination's port, 1 to 65535.
+	// Port is the destination's port, 1 to 65535; 0 of a Socket.
 	Port uint16
+	// Socket is the path of a unix socket on this host that is the destination, in place of the fields above.
+	Socket string
 	// User is the name that the app logged in with, "" if it did not.
 	User string
+	// Packets tells that the flow is of datagrams: each Read and Write of the connection is one. It has no words for
+	// its app, and no CloseWrite.
+	Packets bool
 
 	answer answerer // nil: the app is told nothing
 	ahead  []byte   // read before the end of the handshake, not yet served; nil when there is nothing
+	rare   *rare    // nil: nothing of it
 	state  answerState
+}
+
+// rare is what few Conns have.
+type rare struct {
+	first     [][]byte // of datagrams, those with which the flow began
+	associate bool     // the app asks for UDP; see Socks5.Serve
 }
 
 // answerer is how a way tells its app what became of the flow.
@@ -151,6 +163,16 @@ func (c *Conn) TakeAhead() []byte {
 	b := c.ahead
 	c.ahead = nil
 	return b
+}
+
+// TakeFirst returns the datagrams with which the flow began, which Read does not serve.
+func (c *Conn) TakeFirst() [][]byte {
+	if c.rare == nil {
+		return nil
+	}
+	first := c.rare.first
+	c.rare.first = nil
+	return first
 }
 
 // CloseWrite ends the direction towards the app and leaves the other one open. The error is

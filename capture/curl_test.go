@@ -180,7 +180,8 @@ func TestCurlIsRefused(t *testing.T) {
 		{"wrong password", bob, General, "socks5h://bob:hunter2@ADDR", curlProxyError, "", CauseAuth},
 		{"unknown user", bob, General, "socks5h://eve:secret@ADDR", curlProxyError, "", CauseAuth},
 		{"no login", bob, General, "socks5h://ADDR", curlProxyError, "", CauseAuth},
-		{"SOCKS4", nil, General, "socks4a://ADDR", curlProxyError, "", CauseProtocol},
+		{"SOCKS4 with a login", bob, General, "socks4a://ADDR", curlProxyError, "", CauseAuth},
+		{"SOCKS4", nil, NotAllowed, "socks4a://ADDR", curlProxyError, "", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := &proxy{t: t, way: newSocks5(t, Socks5Config{Users: tt.users}), refusal: tt.refusal}

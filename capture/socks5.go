@@ -40,6 +40,8 @@ const (
 	loginVersion    = 0x01
 	loginFailed     = 0x01 // any STATUS but X'00'
 	addrTypeIPv4    = 0x01
+	addrTypeName    = 0x03
+	addrTypeIPv6    = 0x04
 	replySucceeded  = 0x00
 	replyGeneral    = 0x01
 	replyNotAllowed = 0x02
@@ -52,15 +54,16 @@ const (
 )
 
 // Socks5 catches connections of apps that speak SOCKS5 (RFC 1928): CONNECT to a name, an IPv4 or an IPv6
-// address, without a login or with user name and password (RFC 1929). The app hears of success only
-// when the flow stands.
+// address, without a login or with user name and password (RFC 1929). Where no login is asked for, it takes SOCKS4 and
+// 4A as well. The app hears of success only when the flow stands.
 //
 // It is built on the request parser and the authenticators of github.com/armon/go-socks5. The greeting
 // and the replies are our own, since there they are private to a server that resolves, dials and copies
 // by itself and takes the first method that a client names.
 type Socks5 struct {
 	timeout    time.Duration // 0: no limit
-	users      *users        // nil: no login
+	udp        bool
+	users      *users // nil: no login
 	warnings   []string
 	handshakes sync.Pool // of *handshake: a parked app holds a kilobyte only while its handshake runs
 }
@@ -74,7 +77,7 @@ func NewSocks5(cfg Socks5Config) (*Socks5, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Socks5{timeout: cfg.Timeout, users: users, warnings: warnings}
+	s := &Socks5{timeout: cfg.Timeout, udp: cfg.UDP, users: users, warnings: warnings}
 	switch {
 	case s.timeout == 0:
 		s.timeout = defaultSocksTimeout
@@ -93,7 +96,7 @@ func (s *Socks5) LogValue() slog.Value {
 }
 
 // Catch speaks SOCKS5 with nc up to and including the client's request, as Way.Catch says. The reply is
-// left to Accepted and Refused of the Conn.
+// left to Accepted and Refused of the Conn. With UDP it is for Serve.
 func (s *Socks5) Catch(nc net.Conn) (*Conn, error) {
 	h, ok := s.handshakes.Get().(*handshake)
 	if !ok {
@@ -119,6 +122,24 @@ func (s *Socks5) handshake(h *handshake, nc net.Conn) (*Conn, *HandshakeError) {
 			return nil, h.broken("handshake")
 		}
 	}
+	c, failed := h.converse()
+	if failed != nil {
+		return nil, failed
+	}
+	if s.timeout > 0 {
+		if h.err = nc.SetDeadline(time.Time{}); h.err != nil {
+			return nil, h.broken("handshake")
+		}
+	}
+	c.ahead = bytes.Clone(h.unread()) // nil when there is nothing
+	return c, nil
+}
+
+// converse speaks with the client until its destination is known.
+func (h *handshake) converse() (*Conn, *HandshakeError) {
+	if h.need(1) && h.buf[0] == socks4Version {
+		return h.request4()
+	}
 	if failed := h.greet(); failed != nil {
 		return nil, failed
 	}
@@ -130,13 +151,7 @@ func (s *Socks5) handshake(h *handshake, nc net.Conn) (*Conn, *HandshakeError) {
 	if failed != nil {
 		return nil, failed
 	}
-	if s.timeout > 0 {
-		if h.err = nc.SetDeadline(time.Time{}); h.err != nil {
-			return nil, h.broken("handshake")
-		}
-	}
 	c.User = user
-	c.ahead = bytes.Clone(h.unread()) // nil when there is nothing
 	return c, nil
 }
 
@@ -257,11 +272,18 @@ func (h *handshake) request() (*Conn, *HandshakeError) {
 		failed := h.fail(CauseDestination, fmt.Sprintf("address type %d", h.buf[h.off-1]), "the client should send a name, an IPv4 or an IPv6 address")
 		return nil, h.refuse(failed, replyAddrType)
 	}
-	if req.Command != socks5.ConnectCommand {
+	c := &Conn{Conn: h.nc, Way: WaySocks5, answer: socksAnswer{}, Port: uint16(req.DestAddr.Port)}
+	switch {
+	case req.Command == socks5.AssociateCommand && h.way.udp:
+		c.rare = &rare{associate: true}
+		return c, nil
+	case req.Command == socks5.AssociateCommand:
+		failed := h.fail(CauseCommand, commandName(req.Command), "the listener does CONNECT only; write udp: true (--socks-udp) if it should do UDP")
+		return nil, h.refuse(failed, replyCommand)
+	case req.Command != socks5.ConnectCommand:
 		failed := h.fail(CauseCommand, commandName(req.Command), "the listener does CONNECT only")
 		return nil, h.refuse(failed, replyCommand)
 	}
-	c := &Conn{Conn: h.nc, Way: WaySocks5, answer: socksAnswer{}, Port: uint16(req.DestAddr.Port)}
 	if addr, ok := netip.AddrFromSlice(req.DestAddr.IP); ok {
 		c.Addr = addr.Unmap()
 	} else if c.Host, c.Addr, err = parseHost(req.DestAddr.FQDN); err != nil {
@@ -377,8 +399,6 @@ func (h *handshake) reply(failed *HandshakeError, b ...byte) *HandshakeError {
 // stranger says what something that is not SOCKS5 looks like.
 func stranger(b []byte) string {
 	switch {
-	case b[0] == 4:
-		return "this is a SOCKS4 client"
 	case b[0] == 0x16:
 		return "this is a TLS client"
 	case bytes.HasPrefix(b, []byte("SSH-")):

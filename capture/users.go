@@ -22,6 +22,8 @@ const (
 	maxCredentialBytes = 255
 	// maxUsersFileBytes bounds a users file: about 30,000 users.
 	maxUsersFileBytes = 1 << 20
+	// minTokenBytes is the shortest token that is not guessed.
+	minTokenBytes = 16
 	// minTimeout is the shortest timeout that can be meant; less is a number without its unit.
 	minTimeout = 10 * time.Millisecond
 	// redacted stands for a password wherever one would be printed.
@@ -56,6 +58,8 @@ type Socks5Config struct {
 	// Timeout is how long an app may take for the whole handshake, from the accepted connection to the
 	// last byte of its request; 0 is 10s, negative is no limit.
 	Timeout time.Duration `yaml:"timeout"`
+	// UDP lets apps send datagrams (UDP ASSOCIATE): each gets a port of its own at the listener's address.
+	UDP bool `yaml:"udp"`
 }
 
 // RequiresLogin reports whether c lets only apps through that log in.
@@ -74,42 +78,66 @@ func (c Socks5Config) LogValue() slog.Value {
 
 // load returns the users of c, nil if no login is needed, and what an operator should be warned of.
 func (c *Socks5Config) load() (u *users, warnings []string, err error) {
-	var faults []error
-	fault := func(field, format string, args ...any) {
-		faults = append(faults, &FieldError{Field: field, What: fmt.Sprintf(format, args...)})
+	l := loading{users: c.Users, file: c.UsersFile}
+	l.timeout(c.Timeout)
+	return l.load()
+}
+
+// loading reads who may log in.
+type loading struct {
+	users        map[string]Password
+	file, tokens string // of users and of tokens
+	faults       []error
+	warnings     []string
+}
+
+func (l *loading) fault(field, format string, args ...any) {
+	l.faults = append(l.faults, &FieldError{Field: field, What: fmt.Sprintf(format, args...)})
+}
+
+func (l *loading) timeout(d time.Duration) {
+	if d > 0 && d < minTimeout {
+		l.fault("timeout", "%v is too short for any app; it should be a time with its unit, such as 10s", d)
 	}
-	if c.Timeout > 0 && c.Timeout < minTimeout {
-		fault("timeout", "%v is too short for any app; it should be a time with its unit, such as 10s", c.Timeout)
+}
+
+func (l *loading) load() (*users, []string, error) {
+	if l.users == nil && l.file == "" && l.tokens == "" {
+		return nil, nil, errors.Join(l.faults...)
 	}
-	if !c.RequiresLogin() {
-		return nil, nil, errors.Join(faults...)
+	if l.users != nil && len(l.users) == 0 && l.file == "" && l.tokens == "" {
+		l.fault("users", "there is none; name at least one, or remove the field if apps need not log in")
 	}
-	if c.Users != nil && len(c.Users) == 0 && c.UsersFile == "" {
-		fault("users", "there is none; name at least one, or remove the field if apps need not log in")
-	}
-	u = newUsers()
-	for _, name := range sortedNames(c.Users) {
-		if what := u.add(name, string(c.Users[name])); what != "" {
-			fault("users."+printable(name), "%s", what)
+	u := newUsers()
+	for _, name := range sortedNames(l.users) {
+		if what := u.add(name, string(l.users[name])); what != "" {
+			l.fault("users."+printable(name), "%s", what)
 		}
 	}
-	if c.UsersFile != "" {
-		text, warning, err := readUsersFile(c.UsersFile)
-		if err != nil {
-			fault("usersFile", "%v", err)
-		}
-		if warning != "" {
-			warnings = append(warnings, warning)
-		}
-		before, wrong := len(u.digests), u.addLines(text)
-		for _, what := range wrong {
-			fault("usersFile", "%s: %s", c.UsersFile, what)
-		}
-		if err == nil && len(wrong) == 0 && len(u.digests) == before {
-			fault("usersFile", "%s names nobody; it should have lines user:password", c.UsersFile)
-		}
+	l.read("usersFile", l.file, "user:password", u.add)
+	l.read("tokensFile", l.tokens, "user:token", u.addToken)
+	return u, l.warnings, errors.Join(l.faults...)
+}
+
+// read adds the lines of a file, which have the given form.
+func (l *loading) read(field, file, form string, add func(name, secret string) string) {
+	if file == "" {
+		return
 	}
-	return u, warnings, errors.Join(faults...)
+	text, warning, err := readUsersFile(file)
+	if err != nil {
+		l.fault(field, "%v", err)
+	}
+	if warning != "" {
+		l.warnings = append(l.warnings, warning)
+	}
+	n, wrong := addLines(text, form, add)
+	for _, what := range wrong {
+		l.fault(field, "%s: %s", file, what)
+	}
+	if err == nil && len(wrong) == 0 && n == 0 {
+		l.fault(field, "%s names nobody; it should have lines %s", file, form)
+	}
 }
 
 func sortedNames(m map[string]Password) []string {
@@ -181,12 +209,13 @@ func (e exposure) judge(name string) (warning string, err error) {
 // load.
 type users struct {
 	key     [sha256.Size]byte
-	nobody  [sha256.Size]byte // compared with when there is no such user
-	digests map[string][sha256.Size]byte
+	nobody  [sha256.Size]byte            // compared with when there is no such user
+	digests map[string][sha256.Size]byte // of passwords, by name
+	tokens  map[[sha256.Size]byte]string // names, by digest
 }
 
 func newUsers() *users {
-	u := &users{digests: make(map[string][sha256.Size]byte)}
+	u := &users{digests: make(map[string][sha256.Size]byte), tokens: make(map[[sha256.Size]byte]string)}
 	// Neither call fails: crypto/rand.Read ends the process before it returns an error.
 	_, _ = rand.Read(u.key[:])
 	_, _ = rand.Read(u.nobody[:])
@@ -214,26 +243,57 @@ func (u *users) add(name, password string) (what string) {
 	return ""
 }
 
-// addLines adds the users of a users file and returns what is wrong with its lines.
-func (u *users) addLines(text []byte) (faults []string) {
+// addToken adds a token that stands for a user, or says why it can not.
+func (u *users) addToken(name, token string) (what string) {
+	switch {
+	case name == "" || len(name) > maxCredentialBytes || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7F }):
+		return "the name should have 1 to 255 bytes, none of them a control character"
+	case len(token) < minTokenBytes:
+		return fmt.Sprintf("the token has %d bytes; it should have at least %d, as it is all that an app shows", len(token), minTokenBytes)
+	case len(token) > maxCredentialBytes:
+		return fmt.Sprintf("the token has %d bytes; it should have at most 255", len(token))
+	case strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r >= 0x7F }):
+		return "the token has a byte that no header field carries; it should be of visible ASCII characters"
+	}
+	d := u.digest(token)
+	if _, twice := u.tokens[d]; twice {
+		return "the token is there twice; keep one"
+	}
+	u.tokens[d] = name
+	return ""
+}
+
+// addLines adds the lines of a file with names and secrets; it returns how many there are, and what is wrong with them.
+func addLines(text []byte, form string, add func(name, secret string) string) (n int, faults []string) {
 	lines := bufio.NewScanner(bytes.NewReader(bytes.TrimPrefix(text, []byte("\uFEFF")))) // some editors write a byte order mark
 	lines.Buffer(nil, maxUsersFileBytes+1)
-	for n := 1; lines.Scan(); n++ { // Scan takes off "\r\n" as well
+	for at := 1; lines.Scan(); at++ { // Scan takes off "\r\n" as well
 		line := lines.Text()
 		if strings.TrimSpace(line) == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
 		// The line is never quoted: without a colon it may be a password.
-		name, password, ok := strings.Cut(line, ":")
-		what := "there is no colon; it should be user:password"
+		name, secret, ok := strings.Cut(line, ":")
+		what := "there is no colon; it should be " + form
 		if ok {
-			what = u.add(name, password)
+			what = add(name, secret)
 		}
 		if what != "" {
-			faults = append(faults, fmt.Sprintf("line %d: %s", n, what))
+			faults = append(faults, fmt.Sprintf("line %d: %s", at, what))
+			continue
 		}
+		n++
 	}
-	return faults
+	return n, faults
+}
+
+// bearer returns whose token it is. Digests are looked up, not compared: their key is of this process.
+func (u *users) bearer(token string) (name string, ok bool) {
+	if token == "" || len(token) > maxCredentialBytes {
+		return "", false
+	}
+	name, ok = u.tokens[u.digest(token)]
+	return name, ok
 }
 
 // valid reports whether password is that of the user name. It takes the same time for a wrong password

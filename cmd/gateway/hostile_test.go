@@ -170,13 +170,13 @@ func TestPeersThatAreRefusedInTLS(t *testing.T) {
 func TestSocksBadInput(t *testing.T) {
 	m := newMesh(t)
 	users := m.write("users", []byte("ada:lovelace\n"))
-	entry := m.runReady("entry", "--socks", "--via", freeAddress(t), "--socks-users", users)
+	entry := m.runReady("entry", "--socks", "--via", freeAddress(t), "--proxy-users", users)
 	tests := []struct {
 		name        string
 		send, reply []byte
 	}{
 		{"HTTP", []byte("GET / HTTP/1.1\r\n\r\n"), []byte{5, 0xFF}},
-		{"SOCKS4", []byte{4, 1, 0, 80, 127, 0, 0, 1, 0}, []byte{5, 0xFF}},
+		{"SOCKS4", []byte{4, 1, 0, 80, 127, 0, 0, 1, 0}, []byte{0, 0x5B, 0, 0, 0, 0, 0, 0}},
 		{"no login offered", []byte{5, 1, 0}, []byte{5, 0xFF}},
 		{"wrong password", append([]byte{5, 1, 2, 1, 3}, "ada\x05byron"...), []byte{5, 2, 1, 1}},
 		{"BIND", append(append([]byte{5, 1, 2, 1, 3}, "ada\x08lovelace"...), 5, 2, 0, 1, 127, 0, 0, 1, 0, 80), []byte{5, 2, 1, 0, 5, 7, 0, 1, 0, 0, 0, 0, 0, 0}},
