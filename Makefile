@@ -18,6 +18,8 @@ TIMEOUT   ?= 20m
 FOREIGN := ^Test(Foreign|H2spec|Conformance)
 # Attacks on gateway processes, which take their second each. They run in `make test`, not in `make check`.
 ATTACKS := ^TestAttack
+# Tests that make hosts of network namespaces, as root. They run in `make test`, not in `make check`.
+HOSTS   := ^TestNetns
 # Tests that count what code costs. The race detector adds costs of its own, so they run without it.
 COSTS   := Alloc|Cost|Memory
 
@@ -58,7 +60,7 @@ test: ## the whole suite: setup, build, lint, portable, race, costs; fails in CI
 
 check: tools ## the quick part: lint and the unit tests, without race detector and foreign programs
 	@$(MAKE) lint
-	@$(GO) test -vet=off -short -skip '$(FOREIGN)|$(ATTACKS)' $(PKG)
+	@$(GO) test -vet=off -short -skip '$(FOREIGN)|$(ATTACKS)|$(HOSTS)' $(PKG)
 
 lint: tools ## gofmt, go vet, staticcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt-ed:" $$files; exit 1; }

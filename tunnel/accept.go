@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -27,7 +26,8 @@ const (
 // is in conf, which a reload replaces.
 type listener struct {
 	g    *Gateway
-	ln   net.Listener
+	ln   net.Listener // nil: pc
+	pc   *net.UDPConn // nil: ln
 	conf atomic.Pointer[listenerConf]
 
 	open   atomic.Int64 // connections
@@ -39,33 +39,33 @@ type listener struct {
 type listenerConf struct {
 	name           string
 	kind           string
-	way            capture.Way      // nil: hbone
-	requests       func(*h2.Stream) // serves what is no CONNECT; nil: that is refused
-	maxConnections int64            // 0: no limit
-}
-
-// listenerKey says which listeners of two configurations are the same socket.
-func listenerKey(c *ListenerConfig) string {
-	if strings.HasSuffix(c.Address, ":0") {
-		return c.Address + " " + c.Name // each has a port of its own
-	}
-	return c.Address
+	capture        bool              // the system leads flows here that were meant for other places
+	proxy          bool              // apps ask for flows, which carry this gateway's identity
+	way            capture.Way       // of one flow on each connection; nil: server, or hbone
+	server         capture.Server    // of several; nil: way, or hbone
+	packets        capture.PacketWay // of datagrams; nil: none are caught
+	service        Service           // answers what is caught; nil: it is carried
+	requests       func(*h2.Stream)  // serves what is no CONNECT; nil: that is refused
+	sniff          time.Duration     // how long a name is looked for; 0: not at all
+	maxConnections int64             // 0: no limit
 }
 
 // newConf makes what a listener does with its connections.
 func (g *Gateway) newConf(c *ListenerConfig) (*listenerConf, error) {
-	way, err := g.newWay(c)
-	if err != nil {
+	conf := &listenerConf{name: c.Name, kind: c.Kind, capture: c.isCapture(), proxy: c.isProxy(), maxConnections: int64(c.MaxConnections)}
+	if err := g.addWay(conf, c); err != nil {
 		return nil, err
 	}
-	conf := &listenerConf{name: c.Name, kind: c.Kind, way: way, maxConnections: int64(c.MaxConnections)}
+	if conf.capture {
+		conf.sniff = max(cmp.Or(c.Sniff, capture.SniffTimeout), 0)
+	}
 	switch {
 	case c.MaxConnections == 0:
 		conf.maxConnections = defaultMaxConnections
 	case c.MaxConnections < 0:
 		conf.maxConnections = 0
 	}
-	if way == nil && g.env.Requests != nil {
+	if c.Kind == KindHBONE && g.env.Requests != nil {
 		if h := g.env.Requests(c.Name); h != nil {
 			conf.requests = h2.HTTPHandler(h)
 		}
@@ -73,33 +73,110 @@ func (g *Gateway) newConf(c *ListenerConfig) (*listenerConf, error) {
 	return conf, nil
 }
 
-// newWay makes what catches the connections of a listener; nil for hbone.
-func (g *Gateway) newWay(c *ListenerConfig) (capture.Way, error) {
+// addWay makes what catches the connections of a listener; nothing for hbone.
+func (g *Gateway) addWay(conf *listenerConf, c *ListenerConfig) (err error) {
+	var warnings []string
 	switch c.Kind {
 	case KindHBONE:
-		return nil, nil
 	case KindSOCKS5:
-		way, err := capture.NewSocks5(c.SOCKS5)
-		if err != nil {
-			return nil, err
+		var way *capture.Socks5
+		if way, err = capture.NewSocks5(c.SOCKS5); err == nil {
+			conf.way, warnings = way, way.Warnings()
+			if c.SOCKS5.UDP {
+				conf.way, conf.server = nil, way
+			}
 		}
-		for _, w := range way.Warnings() {
-			g.env.Log.Warn("listener", "listener", c.Name, "reason", w)
+	case KindHTTPProxy:
+		var way *capture.HTTPProxy
+		if way, err = capture.NewHTTPProxy(c.HTTP); err == nil {
+			conf.server, warnings = way, way.Warnings()
 		}
-		return way, nil
+	case KindProxy:
+		var way *capture.Mixed
+		if way, err = newMixed(c); err == nil {
+			conf.server, warnings = way, way.Warnings()
+		}
 	case KindForward:
-		return capture.NewForward(c.To)
+		var way *capture.Forward
+		if way, err = newForward(c); err == nil {
+			conf.way, conf.packets = way, way
+		}
+	case KindTProxy:
+		conf.way, conf.packets = capture.TProxy{}, capture.TProxy{}
+	case KindRedirect:
+		conf.way = capture.Redirect{}
+	case KindDNS:
+		if g.env.DNS == nil {
+			return errors.New("a dns listener and nobody who answers (Env.DNS)")
+		}
+		conf.way, conf.packets, conf.service = capture.Way(capture.Local{}), capture.PacketWay(capture.Local{}), g.env.DNS(c.Name)
+		if c.Captured {
+			conf.way, conf.packets = capture.Redirect{}, capture.TProxy{} // Redirect finds what TPROXY has led here, too
+		}
+	default:
+		made := g.env.Ways[c.Kind]
+		if made == nil {
+			return fmt.Errorf("no way of kind %q", c.Kind)
+		}
+		conf.way, err = made(c)
 	}
-	if made := g.env.Ways[c.Kind]; made != nil {
-		return made(c)
+	for _, w := range warnings {
+		g.env.Log.Warn("listener", "listener", c.Name, "reason", w)
 	}
-	return nil, fmt.Errorf("no way of kind %q", c.Kind)
+	return err
+}
+
+// newForward makes the way of a listener whose destination is fixed.
+func newForward(c *ListenerConfig) (*capture.Forward, error) {
+	if _, first, n, ok := portRange(c.Address); ok {
+		return capture.NewForwardRange(first, n, c.To)
+	}
+	return capture.NewForward(c.To)
+}
+
+// newMixed makes the way of a listener for SOCKS and HTTP: who may use the one may use the other.
+func newMixed(c *ListenerConfig) (*capture.Mixed, error) {
+	socks, web := c.SOCKS5, c.HTTP
+	if web.Users == nil && web.UsersFile == "" {
+		web.Users, web.UsersFile = socks.Users, socks.UsersFile
+	}
+	s, err := capture.NewSocks5(socks)
+	if err != nil {
+		return nil, err
+	}
+	h, err := capture.NewHTTPProxy(web)
+	if err != nil {
+		return nil, err
+	}
+	return capture.NewMixed(s, h), nil
 }
 
 // close ends the accepting. Connections live on.
 func (l *listener) close() {
 	l.closed.Store(true)
-	_ = l.ln.Close() // closing a socket that is closed is no fault
+	if l.pc != nil {
+		_ = l.pc.Close() // closing a socket that is closed is no fault
+	} else {
+		_ = l.ln.Close() // as above
+	}
+	if conf := l.conf.Load(); conf != nil {
+		conf.close()
+	}
+}
+
+// addr is where the listener is open.
+func (l *listener) addr() net.Addr {
+	if l.pc != nil {
+		return l.pc.LocalAddr()
+	}
+	return l.ln.Addr()
+}
+
+// close ends connections on which nothing is under way.
+func (conf *listenerConf) close() {
+	if conf.server != nil {
+		conf.server.Close()
+	}
 }
 
 // acceptLoop accepts until the listener is closed. When the system has no more files or memory it pauses,
@@ -172,14 +249,24 @@ func (l *listener) serve(nc net.Conn) {
 
 // serveConn serves one connection.
 func (l *listener) serveConn(nc net.Conn, conf *listenerConf) {
-	if conf.way == nil {
+	switch {
+	case conf.server != nil:
+		l.catchMany(nc, conf)
+		return
+	case conf.service != nil:
+		if c := l.catchOne(nc, conf); c != nil {
+			l.serveApp(c, conf)
+		}
+	case conf.way == nil:
 		if s := l.meet(nc, conf); s != nil {
 			go s.attend() // ends with the connection, and calls connEnded
 			return
 		}
-	} else if f, a := l.catch(nc, conf); f != nil {
-		l.g.Carry(f, a)
-		return // connEnded is called by the flow's end
+	default:
+		if f, a := l.catch(nc, conf); f != nil {
+			l.g.Carry(f, a)
+			return // connEnded is called by the flow's end
+		}
 	}
 	l.connEnded()
 }

@@ -59,7 +59,7 @@ func (l *listener) meet(nc net.Conn, conf *listenerConf) *serverConn {
 	s := &serverConn{g: g, l: l, peer: peer, source: addrPort(nc.RemoteAddr()), dialled: addrPort(nc.LocalAddr()).Addr()}
 	s.one.L = &s.mu
 	cfg := g.env.H2
-	cfg.Handler, cfg.Budget = s.serveStream, g.env.Budget
+	cfg.Handler, cfg.Budget, cfg.EnableConnectProtocol = s.serveStream, g.env.Budget, true
 	cfg.OnOffence = func(c *h2.Conn, err *h2.ConnError) { g.offended(c, peer, err) }
 	if s.conn, err = h2.NewServer(tc, &cfg); err != nil {
 		_ = nc.Close()
@@ -143,7 +143,7 @@ func (l *listener) logRefused(nc net.Conn, conf *listenerConf, err error) {
 // serveStream carries one stream that the peer has opened. It runs in a goroutine of its own.
 func (s *serverConn) serveStream(st *h2.Stream) {
 	head, conf := st.Request(), s.l.conf.Load()
-	if conf.requests != nil && (head.Method != http.MethodConnect || head.Protocol != "") {
+	if conf.requests != nil && !isConnect(head) {
 		conf.requests(st)
 		s.streamEnded()
 		return
@@ -160,12 +160,21 @@ func (s *serverConn) newFlow(head *h2.Header, conf *listenerConf) *Flow {
 	r.believe(s.trusted())
 	f := &Flow{Listener: conf.name, Way: WayConnect, Source: s.source, Peer: s.peer, Request: r, Ended: s.streamEnded, taken: true}
 	f.trace = traceOf(head.Get(fieldTraceparent)) // to be shown, so whether it is believed does not matter
-	if head.Method != http.MethodConnect || head.Protocol != "" {
-		r.Fault = &Error{Cause: CauseNotConnect, Reason: "the request is " + head.Method}
-	} else {
+	switch {
+	case !isConnect(head):
+		r.Fault = &Error{Cause: CauseNotConnect, Reason: "the request is " + strings.TrimSpace(head.Method+" "+head.Protocol)}
+	case head.Protocol == protocolUDP:
+		f.UDP = true
+		f.Target, r.Fault = parseUDPPath(head.Path)
+	default:
 		f.Target, r.Fault = ParseAuthority(head.Authority)
 	}
 	return f
+}
+
+// isConnect reports whether a request asks for a tunnel, of bytes or of datagrams.
+func isConnect(head *h2.Header) bool {
+	return head.Method == http.MethodConnect && (head.Protocol == "" || head.Protocol == protocolUDP)
 }
 
 // trusted reports whether the peer's header fields are believed. It is asked with no identity of our own, so
@@ -231,6 +240,9 @@ func (a *connected) Accept(f *Flow) (Conn, []byte, error) {
 	h := &h2.Header{Status: statusOK}
 	if baggage := f.localBaggage(); baggage != "" {
 		h.Fields = []h2.Field{{Name: fieldBaggage, Value: baggage}}
+	}
+	if f.UDP {
+		h.Fields = append(h.Fields, h2.Field{Name: fieldCapsule, Value: capsuleTrue})
 	}
 	if err := a.s.Respond(h, false); err != nil {
 		_ = a.s.Close() // the peer has reset it

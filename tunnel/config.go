@@ -41,17 +41,37 @@ type ListenerConfig struct {
 	// Name is how routes, logs and metrics call the listener. Required, unique.
 	Name string `yaml:"name"`
 	// Kind is how flows come in: `hbone` (CONNECT over mutual TLS and HTTP/2, from other gateways),
-	// `socks5` (from programs on this host) or `forward` (every connection goes to one destination).
+	// `socks5`, `http-proxy` or `proxy`, which is both on one port (from programs on this host that are
+	// pointed at it), `forward` (every connection goes to one destination),
+	// `tproxy` or `redirect` (what the packet filter leads here, see `gateway capture`; each flow goes where
+	// it was meant to), `dns` (questions for names, of apps; see `dns` of the file).
 	Kind string `yaml:"kind"`
-	// Address to listen on: `host:port`, or `:port` for all addresses of this host.
+	// Address to listen on: `host:port`, or `:port` for all addresses of this host, or `unix:/path`. For
+	// `tproxy`, `redirect` and `dns`, `localhost:port` is both 127.0.0.1 and ::1. A `forward` listener may have
+	// several ports, `host:8000-8010`.
 	Address string `yaml:"address"`
-	// To is the destination of a `forward` listener, `host:port`. Names are resolved at the far end.
+	// Network is `tcp` or `udp`, of a `forward` listener. Default `tcp`.
+	Network string `yaml:"network"`
+	// To is the destination of a `forward` listener, `host:port`. Names are resolved at the far end. Of a
+	// listener with several ports it may have as many, `host:9000-9010`. `unix:/path` is a socket of this
+	// host.
 	To string `yaml:"to"`
 	// SOCKS5 says who may use a `socks5` listener.
 	SOCKS5 capture.Socks5Config `yaml:"socks5"`
-	// Open lets a `socks5` listener without users be reachable from other hosts. Whoever reaches it
-	// uses this gateway's identity.
+	// HTTP says who may use an `http-proxy` listener. A `proxy` listener without users here takes those of
+	// SOCKS5.
+	HTTP capture.HTTPConfig `yaml:"http"`
+	// Open lets a `socks5`, `http-proxy` or `proxy` listener without users be reachable from other hosts.
+	// Whoever reaches it uses this gateway's identity.
 	Open bool `yaml:"open"`
+	// Sniff is how long the first bytes of a flow to a `tproxy` or `redirect` listener are waited for, to
+	// find the name that it is for: the server name of TLS, the host of HTTP. A route that names the host
+	// takes the flow to that name then, which is resolved where the flow leaves the mesh. It is done where
+	// a route names hosts, and not for ports whose servers speak first, such as 22 and 25. Default 200ms;
+	// negative: off.
+	Sniff time.Duration `yaml:"sniff"`
+	// Captured tells that the packet filter leads questions to a `dns` listener that were meant for others.
+	Captured bool `yaml:"captured"`
 	// MaxConnections is how many accepted connections may be open at once; above it new ones are closed
 	// at once. Default 100000; negative: no limit but that of the system.
 	MaxConnections int `yaml:"maxConnections"`
@@ -59,9 +79,14 @@ type ListenerConfig struct {
 
 // The kinds of listeners that this package serves. Env.Ways adds others.
 const (
-	KindHBONE   = "hbone"
-	KindSOCKS5  = "socks5"
-	KindForward = "forward"
+	KindHBONE     = "hbone"
+	KindSOCKS5    = "socks5"
+	KindHTTPProxy = "http-proxy"
+	KindProxy     = "proxy"
+	KindForward   = "forward"
+	KindTProxy    = "tproxy"
+	KindRedirect  = "redirect"
+	KindDNS       = "dns"
 )
 
 // HopConfig is another gateway.
@@ -143,6 +168,8 @@ type TimeoutConfig struct {
 	// Idle ends a flow that has carried no byte in either direction for so long. Default: none, as TCP
 	// has none; an end that is dead is found by KeepAlive.
 	Idle time.Duration `yaml:"idle"`
+	// UDPIdle is the same for flows of datagrams, which have no other end. Default 2m.
+	UDPIdle time.Duration `yaml:"udpIdle"`
 	// Age ends a flow that is older. Default: none.
 	Age time.Duration `yaml:"age"`
 	// KeepAlive is the silence after which the system asks whether the other end of a TCP connection still
@@ -175,5 +202,6 @@ func (t TimeoutConfig) withDefaults() TimeoutConfig {
 	t.Open = or(t.Open, defaultOpen)
 	t.Idle = or(t.Idle, 0)
 	t.Age = or(t.Age, 0)
+	t.UDPIdle = or(t.UDPIdle, defaultUDPIdle)
 	return t
 }

@@ -20,6 +20,8 @@ type Flow struct {
 	Way string
 	// Source is where its connection came from; not valid where that has no address.
 	Source netip.AddrPort
+	// UDP tells that the flow is of datagrams. Its ends carry them as capsules (RFC 9297).
+	UDP bool
 	// Peer is the authenticated other end; zero: none.
 	Peer spiffe.ID
 	// Target is the destination.
@@ -35,11 +37,12 @@ type Flow struct {
 	id      uint64
 	started time.Time
 	plan    *plan
-	via     *route  // the route that took the flow
-	named   bool    // by naming its destination
-	local   bool    // the destination is this host's own
-	rule    string  // what let it pass, or refused it
-	trace   traceID // of the request that it came with or, guarded by mu as that is set late, that it went on with
+	via     *route     // the route that took the flow
+	named   bool       // by naming its destination
+	local   bool       // the destination is this host's own
+	rule    string     // what let it pass, or refused it
+	trace   traceID    // of the request that it came with or, guarded by mu as that is set late, that it went on with
+	entered []addrPair // in the books of loops; nil unless this gateway captures
 
 	in, out direction    // towards the destination, and back
 	left    atomic.Int32 // directions that have not ended

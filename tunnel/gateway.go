@@ -4,14 +4,15 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"culvert/capture"
@@ -39,18 +40,34 @@ type Env struct {
 	H2 h2.Config
 	// Budget bounds the memory of streams; new flows are refused while it is used up. Default: no bound.
 	Budget *h2.Budget
-	// Listen opens the socket of a listener. Default: TCP.
-	Listen func(ctx context.Context, address string) (net.Listener, error)
+	// Listen opens a socket of a listener. Default: the system's.
+	Listen func(ctx context.Context, s Socket) (net.Listener, error)
+	// ListenPacket opens a socket of a listener for datagrams. Default: the system's.
+	ListenPacket func(ctx context.Context, s Socket) (*net.UDPConn, error)
 	// Dial connects to a destination or to a hop. Default: TCP.
 	Dial func(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
+	// DialUDP connects a socket for datagrams to a destination. Default: the system's.
+	DialUDP func(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
 	// Resolve returns the addresses of a name. Default: the system's resolver.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 	// Ways make capture ways for listener kinds that this package does not know, by kind.
 	Ways map[string]func(*ListenerConfig) (capture.Way, error)
 	// Transports connect to hops in other ways than TransportH2, by name.
 	Transports map[string]TransportDialer
+	// DNS returns what answers on a dns listener. Required with one.
+	DNS func(listener string) Service
+	// NameOf returns the name that was given a virtual address; virtual tells that it is one, if nobody's. nil: none are
+	// virtual.
+	NameOf func(addr netip.Addr) (name string, virtual bool)
 	// Requests returns who serves requests other than CONNECT on an hbone listener; nil: they get 400.
 	Requests func(listener string) http.Handler
+}
+
+// Service answers apps by itself, on a listener of a Gateway.
+type Service interface {
+	// Serve answers on c, until the app ends it, and closes it. Where the app meant to reach somebody else, c's
+	// destination says whom; else it is zero. ctx ends with the gateway.
+	Serve(ctx context.Context, c *capture.Conn)
 }
 
 // Gateway carries flows: it accepts them on its listeners, decides, opens and relays, and keeps the
@@ -78,12 +95,16 @@ type Gateway struct {
 
 	trimmer trimmer // owned by sweepLoop
 	parking parking
+	host    neighbours
+
+	silenced atomic.Int64 // flows of datagrams that were refused, and whose sockets are held
+	loops    loops
 
 	replacing sync.Mutex // held while the configuration is replaced; taken before mu
 
 	mu        sync.Mutex // guards the group below
 	state     gatewayState
-	listeners map[string]*listener // by listenerKey; the map is replaced, not changed
+	listeners map[string]*listener // by Socket.key; the map is replaced, not changed
 	servers   map[*serverConn]struct{}
 	idle      chan struct{} // closed when no flow is left while draining, and no connection that may bring one
 }
@@ -114,6 +135,12 @@ func New(cfg *Config, env Env) (*Gateway, error) {
 	if g.env.Dial == nil {
 		g.env.Dial = g.dialTCP
 	}
+	if g.env.DialUDP == nil {
+		g.env.DialUDP = g.dialUDP
+	}
+	if g.env.Resolve == nil {
+		g.env.Resolve = g.resolveHost
+	}
 	return g, nil
 }
 
@@ -122,14 +149,10 @@ func (e Env) withDefaults() Env {
 		e.Log = slog.New(slog.DiscardHandler)
 	}
 	if e.Listen == nil {
-		e.Listen = func(ctx context.Context, address string) (net.Listener, error) {
-			return (&net.ListenConfig{KeepAlive: -1}).Listen(ctx, "tcp", address)
-		}
+		e.Listen = func(ctx context.Context, s Socket) (net.Listener, error) { return s.Listen(ctx) }
 	}
-	if e.Resolve == nil {
-		e.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
-			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-		}
+	if e.ListenPacket == nil {
+		e.ListenPacket = func(ctx context.Context, s Socket) (*net.UDPConn, error) { return s.ListenPacket(ctx) }
 	}
 	return e
 }
@@ -211,54 +234,13 @@ func (g *Gateway) replace(ctx context.Context, cfg *Config, p *plan, from gatewa
 	return nil
 }
 
-// listening is the listeners of a configuration, ready to take the place of others.
-type listening struct {
-	all    map[string]*listener // by listenerKey
-	conf   map[string]*listenerConf
-	opened []*listener // those that were not there before
-}
-
-// abandon closes what was opened.
-func (n *listening) abandon() {
-	for _, l := range n.opened {
-		l.close()
-	}
-}
-
-// openListeners opens what cfg has and is not among before.
-func (g *Gateway) openListeners(ctx context.Context, cfg *Config, before map[string]*listener) (*listening, error) {
-	next := &listening{all: make(map[string]*listener), conf: make(map[string]*listenerConf)}
-	var errs []error
-	for i := range cfg.Listeners {
-		c := &cfg.Listeners[i]
-		key := listenerKey(c)
-		conf, err := g.newConf(c)
-		l := before[key]
-		if err == nil && l == nil {
-			var ln net.Listener
-			if ln, err = g.env.Listen(ctx, c.Address); err == nil {
-				l = &listener{g: g, ln: ln}
-				next.opened = append(next.opened, l)
-			}
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("listener %s: %w", c.Name, err))
-			continue
-		}
-		next.all[key], next.conf[key] = l, conf
-	}
-	if len(errs) == 0 {
-		return next, nil
-	}
-	next.abandon()
-	return nil, errors.Join(errs...)
-}
-
 // install puts next in the place of the listeners that run. Called with mu held.
 func (g *Gateway) install(next *listening, p *plan) {
 	g.plan.Store(p)
 	for key, conf := range next.conf {
-		next.all[key].conf.Store(conf)
+		if before := next.all[key].conf.Swap(conf); before != nil {
+			before.close()
+		}
 	}
 	for key, l := range g.listeners {
 		if next.all[key] != nil {
@@ -275,6 +257,10 @@ func (g *Gateway) install(next *listening, p *plan) {
 	for _, l := range next.opened {
 		g.work.Add(1)
 		g.accepting.Add(1)
+		if l.pc != nil {
+			go l.packetLoop() // as the next one
+			continue
+		}
 		l.spare = openSpare()
 		if _, ok := l.ln.(*net.TCPListener); ok {
 			g.parking.open() // while there are files
@@ -286,13 +272,14 @@ func (g *Gateway) install(next *listening, p *plan) {
 // Self returns this gateway's identity.
 func (g *Gateway) Self() spiffe.ID { return g.env.Self() }
 
-// Addr returns the address on which the listener called name is open, nil if it is not.
+// Addr returns the address on which the listener called name is open, nil if it is not. Of several it is the first
+// one.
 func (g *Gateway) Addr(name string) net.Addr {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, l := range g.listeners {
-		if l.conf.Load().name == name {
-			return l.ln.Addr()
+	for _, key := range slices.Sorted(maps.Keys(g.listeners)) {
+		if l := g.listeners[key]; l.conf.Load().name == name {
+			return l.addr()
 		}
 	}
 	return nil
@@ -325,5 +312,33 @@ func (g *Gateway) Ping(ctx context.Context, cfg *Config, hops ...string) (spiffe
 // system's ephemeral ports instead of having them each.
 func (g *Gateway) dialTCP(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 	d := net.Dialer{KeepAlive: -1} // see socket.watchPeer
+	if g.plan.Load().captures {
+		d.Control = mark
+	}
 	return d.DialContext(ctx, "tcp", addr.String())
+}
+
+// dialUDP is the default of Env.DialUDP.
+func (g *Gateway) dialUDP(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+	var d net.Dialer
+	if g.plan.Load().captures {
+		d.Control = mark
+	}
+	return d.DialContext(ctx, "udp", addr.String())
+}
+
+// mark is for net.Dialer.Control.
+func mark(_, _ string, raw syscall.RawConn) error {
+	markOwn(raw, capture.MarkOwn)
+	return nil
+}
+
+// resolveHost is the default of Env.Resolve. Its questions carry the mark too.
+func (g *Gateway) resolveHost(ctx context.Context, host string) ([]netip.Addr, error) {
+	r := net.DefaultResolver
+	if g.plan.Load().captures {
+		d := net.Dialer{Control: mark}
+		r = &net.Resolver{PreferGo: true, Dial: d.DialContext}
+	}
+	return r.LookupNetIP(ctx, "ip", host)
 }

@@ -331,8 +331,8 @@ func TestAcceptBacksOff(t *testing.T) {
 	start := time.Now()
 	p := tunneltest.NewPair(t, tunneltest.Options{ExitEnv: func(e *tunnel.Env) {
 		listen := e.Listen
-		e.Listen = func(ctx context.Context, address string) (net.Listener, error) {
-			l, err := listen(ctx, address)
+		e.Listen = func(ctx context.Context, s tunnel.Socket) (net.Listener, error) {
+			l, err := listen(ctx, s)
 			broken.Listener = l
 			return &broken, err
 		}

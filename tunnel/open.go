@@ -13,9 +13,12 @@ func (g *Gateway) open(f *Flow, gone func() <-chan struct{}, early *Early) (Conn
 	defer stop()
 	var end Conn
 	var err error
-	if f.via.chain != nil {
+	switch {
+	case f.via.chain != nil && f.Target.Socket != "":
+		err = &Error{Cause: CauseConfiguration, Reason: "a unix socket is on this host; its listener needs a route without via"}
+	case f.via.chain != nil:
 		end, err = g.openConnect(ctx, f, early)
-	} else {
+	default:
 		end, err = g.openDirect(ctx, f)
 	}
 	if err == nil {

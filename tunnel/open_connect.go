@@ -28,7 +28,7 @@ func (g *Gateway) openConnect(ctx context.Context, f *Flow, early *Early) (Conn,
 // request is what the next hop is told of f: about its workload, where it came from, its trace. What a
 // trusted peer told is passed on; of others only that they passed the tunnel on.
 func (g *Gateway) request(f *Flow) *ConnectRequest {
-	req := &ConnectRequest{Target: f.Target, Baggage: f.Request.Baggage}
+	req := &ConnectRequest{Target: f.Target, UDP: f.UDP, Baggage: f.Request.Baggage}
 	if req.Baggage == "" {
 		req.Baggage = g.baggageFor(f)
 	}

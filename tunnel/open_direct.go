@@ -8,7 +8,9 @@ import (
 	"net/netip"
 	"time"
 
+	"culvert/capture"
 	"culvert/policy"
+	"culvert/tunnel/datagram"
 )
 
 const (
@@ -25,6 +27,9 @@ func (g *Gateway) openDirect(ctx context.Context, f *Flow) (Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, f.plan.timeouts.Dial)
 	defer cancel()
 	t := f.Target
+	if t.Socket != "" {
+		return g.openSocketAt(ctx, t.Socket)
+	}
 	addrs := []netip.Addr{t.Addr}
 	if t.IsName() {
 		if d := f.mayReach(nil); !d.Allow {
@@ -46,7 +51,11 @@ func (g *Gateway) openDirect(ctx context.Context, f *Flow) (Conn, error) {
 		}
 	}
 	g.stats.dials.add(1)
-	nc, err := dialAny(ctx, g.env.Dial, addrs, t.Port)
+	dial := g.env.Dial
+	if f.UDP {
+		dial = g.env.DialUDP
+	}
+	nc, err := dialAny(ctx, dial, addrs, t.Port)
 	if err != nil {
 		g.stats.dialFailures.add(1)
 		if reason := shortage(err); reason != "" {
@@ -54,7 +63,43 @@ func (g *Gateway) openDirect(ctx context.Context, f *Flow) (Conn, error) {
 		}
 		return nil, fmt.Errorf("dial: %w", timedOut(ctx, err))
 	}
+	if f.plan.captures {
+		if err := f.dialledHere(nc); err != nil {
+			newSocket(nc).Reset(nil)
+			return nil, err
+		}
+	}
+	if f.UDP {
+		return &packetEnd{datagram.New(nc, nil)}, nil
+	}
 	return newSocket(nc), nil
+}
+
+// openSocketAt connects to a unix socket of this host. The configuration has named it.
+func (g *Gateway) openSocketAt(ctx context.Context, path string) (Conn, error) {
+	g.stats.dials.add(1)
+	nc, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	if err != nil {
+		g.stats.dialFailures.add(1)
+		return nil, fmt.Errorf("dial: %w", timedOut(ctx, err))
+	}
+	return newSocket(nc), nil
+}
+
+// dialledHere notes a connection that this gateway has made, so that it is known if it comes back.
+func (f *Flow) dialledHere(nc net.Conn) error {
+	pair := addrPair{from: addrPort(nc.LocalAddr()), to: addrPort(nc.RemoteAddr())}
+	if f.g.loops.enter(pair, true) {
+		return errCaughtAgain(pair)
+	}
+	f.entered = append(f.entered, pair)
+	return nil
+}
+
+// errCaughtAgain is why a flow is refused that this gateway has sent on itself.
+func errCaughtAgain(p addrPair) error {
+	return &Error{Cause: CauseLoop, Reason: fmt.Sprintf("the connection from %s to %s is this gateway's own, and was captured again; "+
+		"rules of the packet filter should leave alone what carries the mark %#x, and the gateway needs CAP_NET_ADMIN to set it", p.from, p.to, capture.MarkOwn)}
 }
 
 // mayReach asks the egress guard about the destination's name, or about all of its addresses. What the

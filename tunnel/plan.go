@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 
@@ -22,6 +21,7 @@ type plan struct {
 	trusted   *policy.Policy // peers whose header fields are believed
 	timeouts  TimeoutConfig
 	own       ownAddrs
+	captures  bool // the system leads flows here, which could be our own
 }
 
 // listenerPlan is what one listener leads to.
@@ -30,6 +30,20 @@ type listenerPlan struct {
 	kind     string
 	routes   []*route
 	allLocal bool // every route leads to this host's own addresses
+	names    bool // a route names a host
+}
+
+// takesName reports whether the first route that takes either named or addr does so because it names the host.
+func (l *listenerPlan) takesName(named, addr Target) bool {
+	for _, r := range l.routes {
+		if r.match(addr, false) != nil {
+			return false
+		}
+		if m := r.match(named, false); m != nil {
+			return m.namesHost()
+		}
+	}
+	return false
 }
 
 // workload is a program that this gateway stands before.
@@ -89,6 +103,7 @@ func (p *plan) addRoutes(c *Config) error {
 	for i := range c.Listeners {
 		l := &c.Listeners[i]
 		p.listeners[l.Name] = &listenerPlan{name: l.Name, kind: l.Kind, allLocal: true}
+		p.captures = p.captures || l.isCapture()
 	}
 	hops := make(map[string]*Hop)
 	for i := range c.Routes {
@@ -100,6 +115,7 @@ func (p *plan) addRoutes(c *Config) error {
 			if of := c.Routes[i].Listeners; len(of) == 0 || slices.Contains(of, name) {
 				l.routes = append(l.routes, r)
 				l.allLocal = l.allLocal && r.onlyLocal()
+				l.names = l.names || slices.ContainsFunc(r.matchers, func(m matcher) bool { return m.namesHost() })
 			}
 		}
 	}
@@ -148,64 +164,6 @@ func (p *plan) isLocal(t Target, dialled netip.Addr) bool {
 	}
 	_, ours := p.workloads[t.Addr]
 	return ours
-}
-
-// ownAddrs are the places where this process listens, and the addresses of this host, as they were when
-// the plan was made. Flows must not lead there: they would come back.
-type ownAddrs struct {
-	listen []netip.AddrPort // an unspecified address stands for all of this host
-	addrs  []netip.Addr     // of the interfaces
-}
-
-func collectOwn(c *Config) ownAddrs {
-	own := ownAddrs{listen: slices.Clone(c.Reserved)}
-	for i := range c.Listeners {
-		host, port, err := net.SplitHostPort(c.Listeners[i].Address)
-		n, problem := parsePort(port)
-		if err != nil || problem != "" {
-			continue // port 0: not known before it is open
-		}
-		switch addr, err := netip.ParseAddr(host); {
-		case host == "":
-			own.listen = append(own.listen, netip.AddrPortFrom(netip.IPv6Unspecified(), n))
-		case host == "localhost":
-			own.listen = append(own.listen, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), n),
-				netip.AddrPortFrom(netip.IPv6Loopback(), n))
-		case err == nil:
-			own.listen = append(own.listen, netip.AddrPortFrom(addr.Unmap(), n))
-		}
-	}
-	list, err := net.InterfaceAddrs()
-	if err != nil {
-		return own // no addresses are known; the listeners' own still are
-	}
-	for _, a := range list {
-		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
-			own.addrs = append(own.addrs, prefix.Addr().Unmap().WithZone(""))
-		}
-	}
-	return own
-}
-
-func (o *ownAddrs) forPolicy() policy.Own {
-	own := policy.Own{Addrs: o.addrs}
-	for _, a := range o.listen {
-		if !slices.Contains(own.Ports, a.Port()) {
-			own.Ports = append(own.Ports, a.Port())
-		}
-	}
-	return own
-}
-
-// listensOn reports whether a connection to dst would come back to this process.
-func (o *ownAddrs) listensOn(dst netip.AddrPort) bool {
-	return slices.ContainsFunc(o.listen, func(a netip.AddrPort) bool {
-		if a.Port() != dst.Port() {
-			return false
-		}
-		return a.Addr() == dst.Addr() || dst.Addr().IsUnspecified() && a.Addr().IsLoopback() ||
-			a.Addr().IsUnspecified() && (dst.Addr().IsLoopback() || dst.Addr().IsUnspecified() || slices.Contains(o.addrs, dst.Addr()))
-	})
 }
 
 // isMeshPort reports whether port is one of those that no tunnel may lead to on a workload, because the

@@ -34,7 +34,7 @@ func (p *program) env(t *testing.T, namespace, account, addr string) tunnel.Env 
 	return tunnel.Env{
 		Self: id.Self, ServerTLS: id.ServerTLS, ClientTLS: id.ClientTLS, Resolve: p.net.Resolve,
 		Dial:   p.net.From(netip.MustParseAddr(addr)),
-		Listen: func(_ context.Context, address string) (net.Listener, error) { return p.net.Listen(address) },
+		Listen: func(_ context.Context, s tunnel.Socket) (net.Listener, error) { return p.net.Listen(s.Address) },
 	}
 }
 

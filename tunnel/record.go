@@ -41,6 +41,9 @@ func (g *Gateway) admit(f *Flow) error {
 // refused, or ended before its time. It is the last that happens to a flow.
 func (g *Gateway) record(f *Flow, err error) {
 	g.flows.remove(f)
+	for _, pair := range f.entered {
+		g.loops.leave(pair)
+	}
 	cause := CauseOf(err)
 	in, out := f.in.carried(), f.out.carried()
 	g.stats.ended[cause].add(1)
@@ -53,7 +56,11 @@ func (g *Gateway) record(f *Flow, err error) {
 		if err != nil {
 			attrs = append(attrs, slog.String("reason", cause.String()), slog.String("err", err.Error()))
 		}
-		attrs = append(attrs, slog.Int64("bytes_in", in), slog.Int64("bytes_out", out), slog.Duration("dur", time.Since(f.started)))
+		attrs = append(attrs, slog.Int64("bytes_in", in), slog.Int64("bytes_out", out))
+		if in, out, lost, ok := f.packets(); ok {
+			attrs = append(attrs, slog.Int64("packets_in", in), slog.Int64("packets_out", out), slog.Int64("packets_lost", lost))
+		}
+		attrs = append(attrs, slog.Duration("dur", time.Since(f.started)))
 		log.LogAttrs(context.Background(), slog.LevelInfo, "flow", attrs...)
 	}
 	if f.Ended != nil {
@@ -83,6 +90,9 @@ func (f *Flow) describe(attrs []slog.Attr, err error) []slog.Attr {
 		if value != "" {
 			attrs = append(attrs, slog.String(key, value))
 		}
+	}
+	if f.UDP {
+		add("network", "udp")
 	}
 	add("trace", f.trace.String())
 	if f.Source.IsValid() {
@@ -126,6 +136,7 @@ type FlowInfo struct {
 	Flow     string    `json:"flow"`
 	Listener string    `json:"listener"`
 	Way      string    `json:"way"`
+	Network  string    `json:"network,omitempty"` // "udp"; "": TCP
 	Src      string    `json:"src,omitempty"`
 	Peer     string    `json:"peer,omitempty"`
 	Target   string    `json:"target"`
@@ -159,6 +170,9 @@ func (f *Flow) info() FlowInfo {
 	}
 	if f.Source.IsValid() {
 		i.Src = f.Source.String()
+	}
+	if f.UDP {
+		i.Network = "udp"
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -270,12 +284,15 @@ func (g *Gateway) sweep(now time.Time) {
 		switch {
 		case t.Age > 0 && age >= t.Age:
 			old = append(old, f)
-		case t.Idle > 0 && age-f.seenAt >= t.Idle:
+		case f.idleLimit() > 0 && age-f.seenAt >= f.idleLimit():
 			idle = append(idle, f)
 		}
 		return true
 	})
 	for _, f := range idle {
+		if f.UDP && (f.expire() || f.plan.timeouts.Idle == 0) {
+			continue // between two gateways the ends of the flow know better
+		}
 		f.cut(&Error{Cause: CauseIdle, Reason: "no byte in either direction for " + f.plan.timeouts.Idle.String()})
 	}
 	for _, f := range old {

@@ -46,11 +46,14 @@ func (d *direction) Write(p []byte) (int, error) {
 
 // TryWrite passes on what the destination takes without waiting.
 func (d *direction) TryWrite(p []byte) (int, error) {
-	s, ok := d.dst.(*socket)
-	if !ok {
-		return 0, nil
+	var n int
+	var err error
+	switch dst := d.dst.(type) {
+	case *socket:
+		n, err = dst.tryWrite(p)
+	case *packetEnd:
+		n, err = dst.TryWrite(p)
 	}
-	n, err := s.tryWrite(p)
 	d.bytes.add(int64(n))
 	return n, err
 }
@@ -65,8 +68,13 @@ func (d *direction) Interrupt() {
 func (d *direction) carried() int64 {
 	n := d.bytes.load()
 	d.flow.mu.Lock()
-	dst := d.dst // nil while the flow does not stand
+	src, dst := d.src, d.dst // nil while the flow does not stand
 	d.flow.mu.Unlock()
+	if d.flow.UDP {
+		if m, ok := d.payload(src, dst); ok {
+			return m
+		}
+	}
 	if s, ok := dst.(Stream); ok {
 		return max(n, s.Sent()) // ReadFrom tells at its end only what it has carried
 	}
@@ -367,6 +375,11 @@ func newReader(nc net.Conn) *reader {
 // read returns a buffer from copyBuffers with n bytes, which the caller puts back where it is not nil.
 func (r *reader) read() (buf *[]byte, n int, err error) {
 	if r.raw == nil {
+		if w, ok := r.nc.(interface{ Await() error }); ok {
+			if err := w.Await(); err != nil {
+				return nil, 0, err
+			}
+		}
 		buf = copyBuffers.Get().(*[]byte)
 		n, err = r.nc.Read((*buf)[:r.limit])
 		return buf, n, err

@@ -103,6 +103,9 @@ func (m *matcher) matches(t Target, local bool) bool {
 // names reports whether m names a destination, as opposed to taking whatever comes.
 func (m *matcher) names() bool { return m.kind >= matchName }
 
+// namesHost reports whether m names hosts.
+func (m *matcher) namesHost() bool { return m.kind == matchName || m.kind == matchBelow }
+
 // covers reports whether m takes all that o takes at the given port (0: every port).
 func (m *matcher) covers(o *matcher, port uint16) bool {
 	if m.port != 0 && m.port != port {

@@ -2,7 +2,25 @@
 
 package tunnel
 
-import "net"
+import (
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+)
 
 // limitUnsent is not possible on this system.
 func limitUnsent(*net.TCPConn) {}
+
+// makeTransparent is not possible on this system.
+func makeTransparent(syscall.RawConn) error {
+	return fmt.Errorf("flows are captured on Linux only: %w", errors.ErrUnsupported)
+}
+
+// markOwn is not possible on this system, and there is nothing that it would be needed for.
+func markOwn(syscall.RawConn, int) {}
+
+// sharePort is not possible on this system.
+func sharePort(syscall.RawConn) error {
+	return fmt.Errorf("datagrams are captured on Linux only: %w", errors.ErrUnsupported)
+}

@@ -25,6 +25,9 @@ type Target struct {
 	Addr netip.Addr
 	// Port is from 1 to 65535.
 	Port uint16
+	// Socket is the path of a unix socket of this host, where the configuration of a listener names one; then the
+	// other fields are zero. No peer can ask for it.
+	Socket string
 }
 
 // AuthorityError tells what is wrong with a destination. A peer that sent it gets status 400.
@@ -111,6 +114,9 @@ func (t Target) AddrPort() netip.AddrPort { return netip.AddrPortFrom(t.Addr, t.
 func (t Target) String() string {
 	if t.Host != "" {
 		return t.Host + ":" + strconv.Itoa(int(t.Port))
+	}
+	if t.Socket != "" {
+		return unixPrefix + t.Socket
 	}
 	if !t.Addr.IsValid() {
 		return ""

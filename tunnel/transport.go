@@ -66,6 +66,8 @@ type Stream interface {
 type ConnectRequest struct {
 	// Target is the destination, or the next hop of a chain.
 	Target Target
+	// UDP asks for a tunnel of datagrams (RFC 9298); what it carries are capsules (RFC 9297).
+	UDP bool
 	// Baggage describes the workload where the flow began (W3C Baggage, not percent-encoded).
 	Baggage string
 	// Forwarded tells where the flow came from (RFC 7239).

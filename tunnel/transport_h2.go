@@ -72,8 +72,14 @@ func newH2Transport(ctx context.Context, nc net.Conn, hop *Hop, conf *tls.Config
 // Connect asks the hop for a tunnel; see Transport.
 func (t *h2Transport) Connect(ctx context.Context, req *ConnectRequest) (Stream, *ConnectResponse, error) {
 	head := connectHeader(req)
+	if req.UDP {
+		udpHeader(head, req.Target, t.hop)
+	}
 	s, err := t.conn.OpenHeld(ctx, head)
 	if err != nil {
+		if errors.Is(err, h2.ErrNoConnectProtocol) {
+			return nil, nil, &Error{Cause: CauseHopProtocol, Hop: t.hop, Reason: "the hop carries no UDP (RFC 9298)", Err: err}
+		}
 		if ctx.Err() == nil {
 			err = &UnprocessedError{Err: err} // nothing was sent
 		}

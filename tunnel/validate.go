@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -41,7 +42,7 @@ func (p Problems) Error() string {
 // and reads no file, so a Config is right or wrong on every host alike. kinds are listener kinds served
 // besides those of this package.
 func (c *Config) Validate(kinds ...string) error {
-	v := &validator{cfg: c, kinds: append([]string{KindHBONE, KindSOCKS5, KindForward}, kinds...)}
+	v := &validator{cfg: c, kinds: append([]string{KindHBONE, KindSOCKS5, KindHTTPProxy, KindProxy, KindForward, KindTProxy, KindRedirect, KindDNS}, kinds...)}
 	v.join("policy", c.Policy.Validate())
 	if _, err := policy.Compile(policy.Config{Allow: c.TrustHeaders}); err != nil {
 		v.joinAs("trustHeaders", err)
@@ -144,12 +145,15 @@ func (v *validator) listeners() {
 		}
 		if what := listenAddressProblem(l.Address); what != "" {
 			v.note(at+".address", "%s", what)
-		} else if other, taken := addresses[l.Address]; taken && !strings.HasSuffix(l.Address, ":0") {
+		} else if other, taken := addresses[cmp.Or(l.Network, "tcp")+" "+l.Address]; taken && !strings.HasSuffix(l.Address, ":0") {
 			v.note(at+".address", "%s is already taken by listener %q; each listener has its own port", l.Address, other)
 		} else {
-			addresses[l.Address] = l.Name
+			addresses[cmp.Or(l.Network, "tcp")+" "+l.Address] = l.Name
 		}
 		v.listenerKind(at, l)
+		if _, _, _, ok := portRange(l.Address); ok && l.Kind != KindForward {
+			v.note(at+".address", "only a listener of kind forward has several ports; name one")
+		}
 	}
 }
 
@@ -160,28 +164,63 @@ func (v *validator) listenerKind(at string, l *ListenerConfig) {
 	case !slices.Contains(v.kinds, l.Kind):
 		v.note(at+".kind", "%q is no kind of listener; it should be one of %s", l.Kind, strings.Join(v.kinds, ", "))
 	}
+	switch {
+	case l.Network == "" || l.Kind == KindForward && (l.Network == "tcp" || l.Network == "udp"):
+	case l.Kind == KindForward:
+		v.note(at+".network", "%q is no network; it should be tcp or udp", l.Network)
+	default:
+		v.note(at+".network", "only a listener of kind forward has a network; remove it")
+	}
 	if l.Kind == KindForward {
-		if _, err := capture.NewForward(l.To); err != nil {
+		if _, err := newForward(l); err != nil {
 			v.note(at+".to", "%v", err)
+		} else if strings.HasPrefix(l.To, unixPrefix) && l.Network == "udp" {
+			v.note(at+".to", "a unix socket takes no datagrams here; remove network: udp")
 		}
 	} else if l.To != "" {
 		v.note(at+".to", "only a listener of kind forward has a destination; remove to, or write kind: forward")
 	}
-	users := l.SOCKS5
-	if l.Kind != KindSOCKS5 {
-		if users.RequiresLogin() || users.Timeout != 0 {
-			v.note(at+".socks5", "only a listener of kind socks5 has users; remove socks5, or write kind: socks5")
+	if l.Captured && l.Kind != KindDNS {
+		v.note(at+".captured", "only a listener of kind dns has that; remove captured")
+	}
+	if !l.isCapture() && l.Sniff != 0 {
+		v.note(at+".sniff", "only a listener of kind tproxy or redirect looks for names; remove sniff")
+	}
+	v.logins(at, l)
+}
+
+// logins checks who may use a listener that apps are pointed at.
+func (v *validator) logins(at string, l *ListenerConfig) {
+	socks, web := l.Kind == KindSOCKS5 || l.Kind == KindProxy, l.Kind == KindHTTPProxy || l.Kind == KindProxy
+	if !socks && (l.SOCKS5.RequiresLogin() || l.SOCKS5.Timeout != 0 || l.SOCKS5.UDP) {
+		v.note(at+".socks5", "only a listener of kind socks5 or proxy has users of SOCKS5; remove socks5, or write kind: socks5")
+	}
+	if !web && (l.HTTP.RequiresLogin() || l.HTTP.Timeout != 0) {
+		v.note(at+".http", "only a listener of kind http-proxy or proxy has users of HTTP; remove http, or write kind: http-proxy")
+	}
+	// Files are read when the listener is made; what they have, they have besides.
+	if s := l.SOCKS5; socks {
+		if s.UsersFile != "" && len(s.Users) == 0 {
+			s.Users = nil
 		}
-		return
+		s.UsersFile = ""
+		v.join(at+".socks5", s.Validate())
 	}
-	if users.UsersFile != "" && len(users.Users) == 0 {
-		users.Users = nil // the file will have them
+	if h := l.HTTP; web {
+		if h.UsersFile+h.TokensFile != "" && len(h.Users) == 0 {
+			h.Users = nil
+		}
+		h.UsersFile, h.TokensFile = "", ""
+		v.join(at+".http", h.Validate())
 	}
-	users.UsersFile = "" // it is read when the listener is made
-	v.join(at+".socks5", users.Validate())
-	if !l.SOCKS5.RequiresLogin() && !l.Open && listenAddressProblem(l.Address) == "" && !isLoopback(l.Address) {
-		v.note(at+".address", "SOCKS5 on %s is reachable from other hosts, and everybody there could use this gateway's identity; "+
-			"use 127.0.0.1, or ask for a login (socks5: {usersFile: FILE}), or write open: true if that is meant", l.Address)
+	open := socks && !l.SOCKS5.RequiresLogin() || web && !l.HTTP.RequiresLogin() && !l.SOCKS5.RequiresLogin()
+	if open && !l.Open && listenAddressProblem(l.Address) == "" && !isLoopback(l.Address) {
+		what, users := "SOCKS5", "socks5"
+		if !socks {
+			what, users = "the HTTP proxy", "http"
+		}
+		v.note(at+".address", "%s on %s is reachable from other hosts, and everybody there could use this gateway's identity; "+
+			"use 127.0.0.1, or ask for a login (%s: {usersFile: FILE}), or write open: true if that is meant", what, l.Address, users)
 	}
 }
 
@@ -232,6 +271,15 @@ func (v *validator) hopAddress(at, address string) {
 
 // listenAddressProblem says why address cannot be listened on, "" if it can.
 func listenAddressProblem(address string) string {
+	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
+		if err := capture.CheckUnixPath(path); err != nil {
+			return err.Error()
+		}
+		return ""
+	}
+	if _, _, _, ok := portRange(address); ok {
+		address = address[:strings.LastIndexByte(address, '-')]
+	}
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return fmt.Sprintf("%q is not an address to listen on; it should be host:port, such as 127.0.0.1:1080, [::1]:1080 or :15008", address)
@@ -250,6 +298,9 @@ func listenAddressProblem(address string) string {
 
 // isLoopback reports whether what listens on address is reachable from this host only.
 func isLoopback(address string) bool {
+	if strings.HasPrefix(address, unixPrefix) {
+		return true
+	}
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return false

@@ -38,11 +38,11 @@ type adminListener struct {
 
 // listenAdmin opens the socket of the admin address.
 func listenAdmin(s *sockets, address string) (net.Listener, error) {
-	ln, err := s.listen(address)
+	ln, err := s.listen(tcpSocket(address))
 	if err != nil {
 		return nil, fmt.Errorf("admin address: %w", err)
 	}
-	l := &adminListener{TCPListener: ln}
+	l := &adminListener{TCPListener: ln.(*net.TCPListener)}
 	l.refill()
 	return l, nil
 }

@@ -23,6 +23,7 @@ type parts struct {
 	budget   *h2.Budget
 	tunnel   *tunnel.Gateway
 	counts   *counts
+	names    *resolver
 	admin    *admin       // nil without an admin address
 	adminAt  net.Listener // where admin is served
 }
@@ -47,6 +48,15 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 	limitMemory(memory)
 	b.budget = h2.NewBudget(memory / bufferShare)
 
+	b.names = &resolver{dial: func(ctx context.Context, listener, network, address string) (net.Conn, error) {
+		return b.tunnel.Dial(ctx, listener, network, address)
+	}}
+	server, err := b.names.newNames(cfg)
+	if err != nil {
+		return nil, err
+	}
+	b.names.swap(server, cfg)
+
 	if err := b.openAdmin(cfg); err != nil {
 		return nil, err
 	}
@@ -58,9 +68,14 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 		ClientTLS: b.identity.clientTLS,
 		H2:        h2.Config{Logger: log.Logger},
 		Budget:    b.budget,
-		Listen: func(_ context.Context, address string) (net.Listener, error) {
-			return s.listen(address)
+		Listen: func(_ context.Context, socket tunnel.Socket) (net.Listener, error) {
+			return s.listen(socket)
 		},
+		ListenPacket: func(_ context.Context, socket tunnel.Socket) (*net.UDPConn, error) {
+			return s.listenPacket(socket)
+		},
+		DNS:    func(string) tunnel.Service { return b.names },
+		NameOf: b.names.nameOf,
 	})
 	if err != nil {
 		return nil, err
@@ -107,7 +122,7 @@ func (b *parts) serveAdmin() {
 		return
 	}
 	if b.admin == nil {
-		metrics := newMetrics(b.tunnel.Stats, b.identity, b.budget, b.counts)
+		metrics := newMetrics(b.tunnel.Stats, b.identity, b.budget, b.counts, b.names)
 		b.admin = newAdmin(metrics, b.flows, b.log.Logger)
 		b.admin.expired = b.identity.expired
 	}

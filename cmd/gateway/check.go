@@ -59,15 +59,23 @@ func checkFiles(cfg *Config, p *places, f *faults, log *slog.Logger) {
 		v.join("identity", err)
 	}
 	for i, l := range cfg.Listeners {
-		if l.Kind != tunnel.KindSOCKS5 || l.SOCKS5.UsersFile == "" {
-			continue
-		}
-		way, err := capture.NewSocks5(l.SOCKS5)
-		v.join(fmt.Sprintf("listeners[%d].socks5", i), err)
-		if err == nil {
-			for _, warning := range way.Warnings() {
-				log.Warn("login for SOCKS5", "listener", l.Name, "reason", warning)
+		var warnings []string
+		if l.SOCKS5.UsersFile != "" && (l.Kind == tunnel.KindSOCKS5 || l.Kind == tunnel.KindProxy) {
+			way, err := capture.NewSocks5(l.SOCKS5)
+			v.join(fmt.Sprintf("listeners[%d].socks5", i), err)
+			if err == nil {
+				warnings = way.Warnings()
 			}
+		}
+		if l.HTTP.UsersFile+l.HTTP.TokensFile != "" && (l.Kind == tunnel.KindHTTPProxy || l.Kind == tunnel.KindProxy) {
+			way, err := capture.NewHTTPProxy(l.HTTP)
+			v.join(fmt.Sprintf("listeners[%d].http", i), err)
+			if err == nil {
+				warnings = append(warnings, way.Warnings()...)
+			}
+		}
+		for _, warning := range warnings {
+			log.Warn("login", "listener", l.Name, "reason", warning)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"culvert/capture/names"
 	"culvert/pki"
 	"culvert/tunnel"
 )
@@ -24,6 +25,8 @@ type Config struct {
 	Identity pki.Config `yaml:"identity"`
 	// What follows in the file is the path of flows: listeners, hops, workloads, routes, policy, timeouts.
 	tunnel.Config `yaml:",inline"`
+	// DNS says how a `dns` listener answers.
+	DNS names.Config `yaml:"dns"`
 	// Admin is the address for probes, metrics and a look at the live flows.
 	Admin AdminConfig `yaml:"admin"`
 	// Memory is the budget of the process, such as `512MiB`. Half of it may be held by stream
@@ -86,7 +89,8 @@ func readBounded(file string) ([]byte, error) {
 func (c *Config) resolvePaths(dir string) {
 	paths := []*string{&c.State, &c.Identity.Cert, &c.Identity.Key, &c.Identity.Roots}
 	for i := range c.Listeners {
-		paths = append(paths, &c.Listeners[i].SOCKS5.UsersFile)
+		l := &c.Listeners[i]
+		paths = append(paths, &l.SOCKS5.UsersFile, &l.HTTP.UsersFile, &l.HTTP.TokensFile)
 	}
 	for _, p := range paths {
 		if *p != "" && !filepath.IsAbs(*p) {

@@ -60,7 +60,7 @@ func TestConfigFaults(t *testing.T) {
 		{"second document", right + "---\nstate: x\n", []string{"gw.yaml:13: a second YAML document"}},
 		{"merge key", right + "admin:\n  <<: {address: x}\n", []string{"gw.yaml:14: merge keys"}},
 		{"no listeners", "state: x\n", []string{"gw.yaml:1: there are no listeners"}},
-		{"unknown kind", strings.Replace(right, "kind: hbone", "kind: hbon", 1), []string{`gw.yaml:3: "hbon" is no kind of listener; it should be one of hbone, socks5, forward`}},
+		{"unknown kind", strings.Replace(right, "kind: hbone", "kind: hbon", 1), []string{`gw.yaml:3: "hbon" is no kind of listener; it should be one of hbone, socks5, http-proxy, proxy, forward, tproxy, redirect, dns`}},
 		{"name twice", strings.Replace(right, "name: mesh", "name: apps", 1), []string{`gw.yaml:3: listener "apps" is there twice`, `gw.yaml:10: there is no listener "mesh"`}},
 		{"address twice", strings.Replace(right, "127.0.0.1:8080", "127.0.0.1:1080", 1), []string{`gw.yaml:4: 127.0.0.1:1080 is already taken by listener "apps"`}},
 		{"address without port", strings.Replace(right, `":15008"`, "127.0.0.1", 1), []string{`gw.yaml:3: "127.0.0.1" is not an address to listen on`}},

@@ -197,7 +197,7 @@ func listenNear(log io.Writer, address string) (net.Listener, error) {
 	}
 	var firstErr error
 	for port := first; port <= min(first+demoPorts, 65535); port++ {
-		ln, err := new(sockets).listen(net.JoinHostPort(host, strconv.Itoa(port)))
+		ln, err := new(sockets).listen(tcpSocket(net.JoinHostPort(host, strconv.Itoa(port))))
 		if err == nil {
 			if firstErr != nil {
 				fmt.Fprintf(log, "%v; taking %s\n", firstErr, ln.Addr())

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"culvert/capture"
+	"culvert/capture/rules"
 	"culvert/tunnel"
 )
 
@@ -22,9 +24,15 @@ type runFlags struct {
 	cert, key, roots string
 	hbone            string
 	socks            string
-	socksUsers       string
-	openSOCKS        bool
+	httpProxy        string
+	socksUDP         bool
+	proxyUsers       string
+	openProxy        bool
 	forward          []string
+	capture          string
+	redirect         string
+	dns              string
+	meshNames        []string
 	via              []string
 	allow            []string
 	egress           []string
@@ -42,7 +50,7 @@ type runFlags struct {
 
 // pathFlags describe the path of flows; with a file they would say the same thing in two places.
 func pathFlags() []string {
-	return []string{"cert", "key", "roots", "hbone", "socks", "socks-users", "open-socks", "forward", "via", "allow", "egress"}
+	return []string{"cert", "key", "roots", "hbone", "socks", "http-proxy", "socks-udp", "proxy-users", "open-proxy", "forward", "capture", "redirect", "dns", "mesh-names", "via", "allow", "egress"}
 }
 
 // addFile, addIdentity and addRun add the flags that the commands share.
@@ -60,9 +68,18 @@ func (r *runFlags) addIdentity(fs *pflag.FlagSet) {
 func (r *runFlags) addRun(fs *pflag.FlagSet) {
 	fs.StringVar(&r.hbone, "hbone", "", "accept tunnels from other gateways on `ADDR`; alone, only this host's own addresses are destinations")
 	fs.StringVar(&r.socks, "socks", "", "accept SOCKS5 on `ADDR`")
-	fs.StringVar(&r.socksUsers, "socks-users", "", "`FILE` with name:password lines that SOCKS5 users must show")
-	fs.BoolVar(&r.openSOCKS, "open-socks", false, "let SOCKS5 without users listen off loopback: whoever reaches it uses this gateway's identity")
-	fs.StringArrayVar(&r.forward, "forward", nil, "send every connection to LISTEN on to DEST, as `LISTEN=DEST` (repeatable)")
+	fs.BoolVar(&r.socksUDP, "socks-udp", false, "let programs send datagrams through --socks (UDP ASSOCIATE)")
+	fs.StringVar(&r.httpProxy, "http-proxy", "", "be an HTTP proxy on `ADDR`; with --socks at the same address, both on one port")
+	fs.StringVar(&r.proxyUsers, "proxy-users", "", "`FILE` with name:password lines that users of --socks and --http-proxy must show")
+	fs.BoolVar(&r.openProxy, "open-proxy", false, "let --socks and --http-proxy without users listen off loopback: whoever reaches them uses this gateway's identity")
+	fs.StringArrayVar(&r.forward, "forward", nil, "send every connection to LISTEN on to DEST, as `LISTEN=DEST`, such as 127.0.0.1:5432=db.internal:5432; udp:HOST:PORT for datagrams, unix:/PATH for sockets, HOST:FROM-TO for ranges (repeatable)")
+	fs.StringVar(&r.capture, "capture", "", "take flows that `gateway capture install` leads here, with TPROXY, on `ADDR`")
+	fs.StringVar(&r.redirect, "redirect", "", "take flows that `gateway capture install --mode redirect` leads here, on `ADDR`")
+	fs.StringVar(&r.dns, "dns", "", "answer questions for names on `ADDR`; there with --capture and --redirect, on "+dnsAddress)
+	fs.StringSliceVar(&r.meshNames, "mesh-names", nil, "`NAME[,NAME]` that only the mesh knows, such as *.mesh: they get virtual addresses, and flows to these go to the names")
+	for flag, address := range map[string]string{"capture": captureAddress, "redirect": captureAddress, "dns": dnsAddress} {
+		fs.Lookup(flag).NoOptDefVal = address
+	}
 	fs.StringSliceVar(&r.via, "via", nil, "send flows through `HOP[,HOP]`, nearest first, each host:port")
 	fs.StringArrayVar(&r.allow, "allow", nil, "let `PRINCIPAL` in besides the own namespace, such as cluster.local/ns/shop/* (repeatable)")
 	fs.StringArrayVar(&r.egress, "egress", nil, "be an egress for `NAME|CIDR`: a name, *.name, address or range, each with :port if only that, or * (repeatable)")
@@ -74,6 +91,12 @@ func (r *runFlags) addRun(fs *pflag.FlagSet) {
 	fs.StringVar(&r.logFormat, "log-format", "text", "text or json")
 }
 
+// captureAddress is where `gateway capture install` leads flows, and dnsAddress where it leads questions for names.
+var (
+	captureAddress = "localhost:" + strconv.Itoa(rules.DefaultPort)    // immutable
+	dnsAddress     = "localhost:" + strconv.Itoa(rules.DefaultDNSPort) // immutable
+)
+
 // completeRun tells the shell what the flags' values are.
 func completeRun(cmd *cobra.Command) {
 	words := func(list ...string) cobra.CompletionFunc {
@@ -84,6 +107,7 @@ func completeRun(cmd *cobra.Command) {
 		"log-format": words("text", "json"),
 		"hbone":      words(":15008", "127.0.0.1:15008"),
 		"socks":      words("127.0.0.1:1080"),
+		"http-proxy": words("127.0.0.1:3128"),
 		"admin":      words("127.0.0.1:15000"),
 	} {
 		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
@@ -146,18 +170,17 @@ func (r *runFlags) paths(cfg *Config, p *places, f *faults) {
 	cfg.Policy.Allow = r.allow
 	p.flags["policy.allow"] = "--allow"
 
-	var captured, mesh []string
+	var captured, direct, resolvers, mesh []string // listeners, by where their flows go
 	add := func(flag string, l tunnel.ListenerConfig) {
 		p.flags[fmt.Sprintf("listeners[%d]", len(cfg.Listeners))] = flag
 		cfg.Listeners = append(cfg.Listeners, l)
 	}
-	if r.changed("socks") {
-		p.flags[fmt.Sprintf("listeners[%d].socks5", len(cfg.Listeners))] = "--socks-users"
-		add("--socks", tunnel.ListenerConfig{
-			Name: "socks", Kind: tunnel.KindSOCKS5, Address: r.socks, Open: r.openSOCKS,
-			SOCKS5: capture.Socks5Config{UsersFile: r.socksUsers},
-		})
-		captured = append(captured, "socks")
+	for _, l := range r.proxies() {
+		for _, part := range []string{"socks5", "http"} {
+			p.flags[fmt.Sprintf("listeners[%d].%s", len(cfg.Listeners), part)] = "--proxy-users"
+		}
+		add("--"+l.Name, l)
+		captured = append(captured, l.Name)
 	}
 	for i, text := range r.forward {
 		listen, to, ok := strings.Cut(text, "=")
@@ -165,19 +188,78 @@ func (r *runFlags) paths(cfg *Config, p *places, f *faults) {
 			f.list = append(f.list, fault{flag: "--forward", what: fmt.Sprintf("%q is not LISTEN=DEST, such as 127.0.0.1:8080=orders.shop.svc:80", text)})
 			continue
 		}
-		name := fmt.Sprintf("forward-%d", i+1)
-		add("--forward", tunnel.ListenerConfig{Name: name, Kind: tunnel.KindForward, Address: listen, To: to})
-		captured = append(captured, name)
+		name, network := fmt.Sprintf("forward-%d", i+1), ""
+		if address, ok := strings.CutPrefix(listen, "udp:"); ok {
+			listen, network = address, "udp"
+		}
+		add("--forward", tunnel.ListenerConfig{Name: name, Kind: tunnel.KindForward, Network: network, Address: listen, To: to})
+		if strings.HasPrefix(to, "unix:") { // it is on this host
+			direct = append(direct, name)
+		} else {
+			captured = append(captured, name)
+		}
+	}
+	for _, one := range []struct{ flag, kind, address string }{
+		{"capture", tunnel.KindTProxy, r.capture}, {"redirect", tunnel.KindRedirect, r.redirect},
+	} {
+		if r.changed(one.flag) {
+			add("--"+one.flag, tunnel.ListenerConfig{Name: one.flag, Kind: one.kind, Address: one.address})
+			captured = append(captured, one.flag)
+		}
+	}
+	if address := r.dnsListener(); address != "" {
+		cfg.DNS.Virtual = r.meshNames
+		p.flags["dns.virtual"] = "--mesh-names"
+		add("--dns", tunnel.ListenerConfig{Name: "dns", Kind: tunnel.KindDNS, Address: address, Captured: r.changed("capture")})
+		resolvers = append(resolvers, "dns")
 	}
 	if r.changed("hbone") {
 		add("--hbone", tunnel.ListenerConfig{Name: "hbone", Kind: tunnel.KindHBONE, Address: r.hbone})
 		mesh = append(mesh, "hbone")
 	}
 	if len(cfg.Listeners) == 0 && len(f.list) == 0 {
-		f.list = append(f.list, fault{what: "nothing to listen on; give -c FILE, or --socks, --forward or --hbone with an address (`gateway demo` shows a working pair)"})
+		f.list = append(f.list, fault{what: "nothing to listen on; give -c FILE, --capture, or --socks, --http-proxy, --forward or --hbone with an address (`gateway demo` shows a working pair)"})
 	}
 	r.idle(f)
+	if len(direct) > 0 {
+		p.flags["routes[0]"] = "--forward"
+		cfg.Routes = append(cfg.Routes, tunnel.RouteConfig{Listeners: direct})
+	}
 	r.routes(cfg, p, f, captured, mesh)
+	if len(resolvers) > 0 { // the resolvers that apps ask are near them
+		p.flags[fmt.Sprintf("routes[%d]", len(cfg.Routes))] = "--dns"
+		cfg.Routes = append(cfg.Routes, tunnel.RouteConfig{Listeners: resolvers, Destinations: []string{"0.0.0.0/0", "::/0"}, Ports: []uint16{53}})
+	}
+}
+
+// dnsListener is where questions for names are answered, "" if nowhere.
+func (r *runFlags) dnsListener() string {
+	switch {
+	case r.changed("dns"):
+		return r.dns
+	case r.changed("capture"), r.changed("redirect"):
+		return dnsAddress
+	}
+	return ""
+}
+
+// proxies are the listeners for programs that are pointed at them.
+func (r *runFlags) proxies() (list []tunnel.ListenerConfig) {
+	if r.changed("socks") {
+		list = append(list, tunnel.ListenerConfig{
+			Name: "socks", Kind: tunnel.KindSOCKS5, Address: r.socks, Open: r.openProxy, SOCKS5: capture.Socks5Config{UsersFile: r.proxyUsers, UDP: r.socksUDP},
+		})
+	}
+	switch {
+	case !r.changed("http-proxy"):
+	case r.changed("socks") && r.socks == r.httpProxy:
+		list[0].Kind = tunnel.KindProxy
+	default:
+		list = append(list, tunnel.ListenerConfig{
+			Name: "http-proxy", Kind: tunnel.KindHTTPProxy, Address: r.httpProxy, Open: r.openProxy, HTTP: capture.HTTPConfig{UsersFile: r.proxyUsers},
+		})
+	}
+	return list
 }
 
 // idle notes flags that would do nothing: who wrote them meant something by it.
@@ -186,9 +268,11 @@ func (r *runFlags) idle(f *faults) {
 		flag, what string
 		needs      bool
 	}{
-		{"socks-users", "there is no --socks that it could be for", r.changed("socks")},
-		{"open-socks", "there is no --socks that it could be for", r.changed("socks")},
+		{"socks-udp", "there is no --socks that it could be for", r.changed("socks")},
+		{"proxy-users", "there is no --socks or --http-proxy that it could be for", r.changed("socks") || r.changed("http-proxy")},
+		{"open-proxy", "there is no --socks or --http-proxy that it could be for", r.changed("socks") || r.changed("http-proxy")},
 		{"allow", "there is no --hbone by which peers could come in", r.changed("hbone")},
+		{"mesh-names", "there is no --capture, --redirect or --dns that could be asked for them", r.dnsListener() != ""},
 		{"open-admin", "there is no --admin that it could be for", r.changed("admin")},
 		{"via", "it names no hop; give the host:port of a gateway, such as gw.example:15008", len(r.via) > 0},
 		{"egress", "flows go via --via, and there is no --hbone by which others could come in; the gateway that flows leave from takes --egress",
@@ -239,13 +323,31 @@ func (r *runFlags) routes(cfg *Config, p *places, f *faults, captured, mesh []st
 func (r *runFlags) direct(cfg *Config, f *faults, add func(string, tunnel.RouteConfig)) {
 	for _, l := range cfg.Listeners {
 		switch {
+		case strings.HasPrefix(l.To, "unix:"):
 		case l.Kind == tunnel.KindForward:
-			hosts, destinations := splitEgress([]string{l.To})
+			hosts, destinations := splitEgress(destinationsOf(l.To))
 			add("--forward", tunnel.RouteConfig{Listeners: []string{l.Name}, Hosts: hosts, Destinations: destinations})
-		case l.Kind == tunnel.KindSOCKS5 && len(r.egress) == 0:
-			f.list = append(f.list, fault{flag: "--socks", what: "leads nowhere; give --via HOP to send flows through a gateway, or --egress NAME|CIDR to let them out here"})
+		case l.Kind != tunnel.KindHBONE && len(r.egress) == 0:
+			f.list = append(f.list, fault{flag: "--" + l.Name, what: "leads nowhere; give --via HOP to send flows through a gateway, or --egress NAME|CIDR to let them out here"})
 		}
 	}
+}
+
+// destinationsOf are the entries for the destination of a forwarded port, or of several.
+func destinationsOf(to string) (list []string) {
+	colon, dash := strings.LastIndexByte(to, ':'), strings.LastIndexByte(to, '-')
+	if dash < colon || colon < 0 {
+		return []string{to}
+	}
+	first, err := strconv.Atoi(to[colon+1 : dash])
+	last, err2 := strconv.Atoi(to[dash+1:])
+	if err != nil || err2 != nil || last-first >= 1<<10 {
+		return []string{to} // validate says what is wrong with it
+	}
+	for port := first; port <= last; port++ {
+		list = append(list, to[:colon+1]+strconv.Itoa(port))
+	}
+	return list
 }
 
 // splitEgress sorts entries into names and addresses, as routes have them.

@@ -85,9 +85,9 @@ func TestFlagFaultsNameTheFlag(t *testing.T) {
 		{"--hbone :1 --via gw:1 --egress x:80", "--egress: cannot be given together with --via and --hbone alone"},
 		{"--socks 127.0.0.1:1 --via gw:1,gw:1", "--via: hop \"gw:1\" is in the chain twice"},
 		{"--socks 127.0.0.1:1 --via gw:1 --memory 1KiB", "--memory: "},
-		{"--hbone :1 --socks-users x --open-socks --open-admin", "--socks-users: there is no --socks"},
-		{"--hbone :1 --socks-users x --open-socks --open-admin", "--open-socks: there is no --socks"},
-		{"--hbone :1 --socks-users x --open-socks --open-admin", "--open-admin: there is no --admin"},
+		{"--hbone :1 --proxy-users x --open-proxy --open-admin", "--proxy-users: there is no --socks"},
+		{"--hbone :1 --proxy-users x --open-proxy --open-admin", "--open-proxy: there is no --socks"},
+		{"--hbone :1 --proxy-users x --open-proxy --open-admin", "--open-admin: there is no --admin"},
 		{"--socks 127.0.0.1:1 --via gw:1 --allow x/ns/y/sa/z", "--allow: there is no --hbone"},
 		{"--socks 127.0.0.1:1 --via gw:1 --egress web:80", "--egress: flows go via --via"},
 	}

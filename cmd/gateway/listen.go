@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"culvert/tunnel"
 )
 
 // firstInheritedFD is where a service manager puts the first socket it opened (sd_listen_fds(3)).
@@ -20,11 +23,29 @@ const firstInheritedFD = 3
 // maxInherited bounds the sockets that are taken from a service manager.
 const maxInherited = 256
 
-// sockets hands out listening sockets by address: one that was inherited if it fits, else a new one.
+// sockets hands out sockets by what they are for: one that was inherited if it fits, else a new one.
 // Not for concurrent use.
 type sockets struct {
-	inherited []*net.TCPListener
-	open      map[string]*net.TCPListener // handed out, by the address that was asked for; some are closed
+	inherited []opened
+	open      map[tunnel.Socket]opened // handed out, by what was asked for; some are closed
+}
+
+// opened is a socket that is open: a *net.TCPListener, a *net.UnixListener or a *net.UDPConn.
+type opened interface {
+	syscall.Conn
+	Close() error
+}
+
+// boundTo returns the network and the address of a socket.
+func boundTo(o opened) (network, address string) {
+	var at net.Addr
+	switch o := o.(type) {
+	case net.Listener:
+		at = o.Addr()
+	case net.PacketConn:
+		at = o.LocalAddr()
+	}
+	return at.Network(), at.String()
 }
 
 // inheritSockets takes over the sockets that a service manager, or `gateway demo`, has opened for this
@@ -47,59 +68,104 @@ func inheritSockets() (*sockets, error) {
 	for fd := firstInheritedFD; fd < firstInheritedFD+n; fd++ {
 		syscall.CloseOnExec(fd)
 		f := os.NewFile(uintptr(fd), "inherited socket "+strconv.Itoa(fd))
-		ln, err := net.FileListener(f)
+		o, err := fromFile(f)
 		_ = f.Close()
-		tcp, ok := ln.(*net.TCPListener)
-		if err != nil || !ok {
-			return s, fmt.Errorf("inherited socket %d is no listening TCP socket; the unit's ListenStream= should name host:port", fd)
+		if err != nil {
+			return s, fmt.Errorf("inherited socket %d is none that a listener could be on: %w; the unit's ListenStream= should name host:port or a path, ListenDatagram= host:port", fd, err)
 		}
-		s.inherited = append(s.inherited, tcp)
+		s.inherited = append(s.inherited, o)
 	}
 	return s, nil
 }
 
-// listen returns a socket for address, which validate has accepted. An address whose socket is open in
-// this process, because a reload gives it to another listener, gets a second handle of that socket, so that
-// no connection is refused between the two.
-func (s *sockets) listen(address string) (*net.TCPListener, error) {
-	ln, err := s.find(address)
+// fromFile makes a socket of a file, which may be closed after.
+func fromFile(f *os.File) (opened, error) {
+	ln, err := net.FileListener(f)
+	if err != nil {
+		pc, err2 := net.FilePacketConn(f)
+		if u, ok := pc.(*net.UDPConn); ok && err2 == nil {
+			return u, nil
+		}
+		return nil, err
+	}
+	switch ln := ln.(type) {
+	case *net.TCPListener:
+		return ln, nil
+	case *net.UnixListener:
+		ln.SetUnlinkOnClose(true)
+		return ln, nil
+	}
+	return nil, fmt.Errorf("it is of network %s", ln.Addr().Network())
+}
+
+// listen returns a socket for streams, at an address that validate has accepted. One that is open in this process,
+// because a reload gives it to another listener, gets a second handle, so that no connection is refused between the
+// two.
+func (s *sockets) listen(socket tunnel.Socket) (net.Listener, error) {
+	o, err := s.find(socket)
 	if err != nil {
 		return nil, err
 	}
-	if s.open == nil {
-		s.open = map[string]*net.TCPListener{}
-	}
-	s.open[address] = ln
-	return ln, nil
+	return o.(net.Listener), nil
 }
 
-func (s *sockets) find(address string) (*net.TCPListener, error) {
-	for i, ln := range s.inherited {
-		if sameAddress(ln.Addr().String(), address) {
-			s.inherited = append(s.inherited[:i], s.inherited[i+1:]...)
-			return ln, nil
-		}
-	}
-	if old := s.open[address]; old != nil {
-		if again, err := duplicate(old); err == nil {
-			return again, nil
-		}
-	}
-	ln, err := (&net.ListenConfig{KeepAlive: -1}).Listen(context.Background(), "tcp", address)
+// listenPacket is listen for datagrams.
+func (s *sockets) listenPacket(socket tunnel.Socket) (*net.UDPConn, error) {
+	o, err := s.find(socket)
 	if err != nil {
-		return nil, listenError(address, err)
+		return nil, err
 	}
-	tcp, ok := ln.(*net.TCPListener)
+	return o.(*net.UDPConn), nil
+}
+
+// tcpSocket is a plain TCP socket.
+func tcpSocket(address string) tunnel.Socket { return tunnel.Socket{Network: "tcp", Address: address} }
+
+func (s *sockets) find(socket tunnel.Socket) (opened, error) {
+	o, err := s.findOrOpen(socket)
+	if err != nil {
+		return nil, listenError(socket.Address, err)
+	}
+	if s.open == nil {
+		s.open = map[tunnel.Socket]opened{}
+	}
+	s.open[socket] = o
+	return o, nil
+}
+
+func (s *sockets) findOrOpen(socket tunnel.Socket) (opened, error) {
+	for i, o := range s.inherited {
+		if network, at := boundTo(o); network == socket.Network && sameAddress(at, socket.Address) {
+			s.inherited = append(s.inherited[:i], s.inherited[i+1:]...)
+			return o, socket.Adopt(o)
+		}
+	}
+	for other, old := range s.open {
+		if other.Network != socket.Network || other.Address != socket.Address {
+			continue
+		}
+		if again, err := duplicate(old); err == nil {
+			return again, socket.Adopt(again)
+		}
+	}
+	if socket.Network == "udp" {
+		return socket.ListenPacket(context.Background())
+	}
+	ln, err := socket.Listen(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	o, ok := ln.(opened)
 	if !ok {
-		panic("BUG: a TCP listener that is not one")
+		panic("BUG: a listener that is no socket")
 	}
-	return tcp, nil
+	return o, nil
 }
 
 // files returns a handle of every socket that is open, for another process to listen on.
 func (s *sockets) files() (list []*os.File, err error) {
-	for _, address := range slices.Sorted(maps.Keys(s.open)) {
-		f, err := handle(s.open[address])
+	for _, socket := range slices.SortedFunc(maps.Keys(s.open), func(a, b tunnel.Socket) int { return cmp.Compare(a.String(), b.String()) }) {
+		f, err := handle(s.open[socket])
 		if errors.Is(err, net.ErrClosed) {
 			continue // a reload has no more use for it
 		}
@@ -107,8 +173,8 @@ func (s *sockets) files() (list []*os.File, err error) {
 			return list, err
 		}
 		list = append(list, f)
-		if strings.HasSuffix(address, ":0") {
-			return list, fmt.Errorf("the system has chosen the port for %s, and would choose another one; give the listener a port", address)
+		if strings.HasSuffix(socket.Address, ":0") {
+			return list, fmt.Errorf("the system has chosen the port for %s, and would choose another one; give the listener a port", socket.Address)
 		}
 	}
 	if len(list) > maxInherited {
@@ -117,10 +183,19 @@ func (s *sockets) files() (list []*os.File, err error) {
 	return list, nil
 }
 
+// keepPaths leaves the paths of unix sockets where they are when these are closed: another process listens there now.
+func (s *sockets) keepPaths() {
+	for _, o := range s.open {
+		if ln, ok := o.(*net.UnixListener); ok {
+			ln.SetUnlinkOnClose(false)
+		}
+	}
+}
+
 // handle makes a file of a socket's second handle. File of net.TCPListener would not do: its Fd makes the socket
 // blocking for every holder of a handle, and an accept loop would hang in the system.
-func handle(ln *net.TCPListener) (*os.File, error) {
-	raw, err := ln.SyscallConn()
+func handle(o opened) (*os.File, error) {
+	raw, err := o.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
@@ -135,33 +210,30 @@ func handle(ln *net.TCPListener) (*os.File, error) {
 	if err = errors.Join(err2, err); err != nil {
 		return nil, err
 	}
-	return os.NewFile(uintptr(second), "socket "+ln.Addr().String()), nil
+	_, at := boundTo(o)
+	return os.NewFile(uintptr(second), "socket "+at), nil
 }
 
 // duplicate makes a second handle of a socket; it fails if the first one is closed.
-func duplicate(ln *net.TCPListener) (*net.TCPListener, error) {
-	f, err := handle(ln)
+func duplicate(o opened) (opened, error) {
+	f, err := handle(o)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	again, err := net.FileListener(f)
-	if err != nil {
-		return nil, err
+	if ln, ok := o.(*net.UnixListener); ok {
+		ln.SetUnlinkOnClose(false) // the second handle does
 	}
-	tcp, ok := again.(*net.TCPListener)
-	if !ok {
-		panic("BUG: a TCP listener that is not one")
-	}
-	return tcp, nil
+	return fromFile(f)
 }
 
 // closeRest closes the inherited sockets that no listener wanted, and returns their addresses.
 func (s *sockets) closeRest() []string {
 	var addresses []string
-	for _, ln := range s.inherited {
-		addresses = append(addresses, ln.Addr().String())
-		_ = ln.Close()
+	for _, o := range s.inherited {
+		_, at := boundTo(o)
+		addresses = append(addresses, at)
+		_ = o.Close()
 	}
 	s.inherited = nil
 	return addresses
@@ -169,6 +241,9 @@ func (s *sockets) closeRest() []string {
 
 // sameAddress reports whether a socket bound to bound serves what was configured as wanted.
 func sameAddress(bound, wanted string) bool {
+	if bound == wanted {
+		return true // such as a path
+	}
 	host, port, err := net.SplitHostPort(wanted)
 	b, err2 := netip.ParseAddrPort(bound)
 	if err != nil || err2 != nil || port != strconv.Itoa(int(b.Port())) {
@@ -184,11 +259,13 @@ func sameAddress(bound, wanted string) bool {
 	return err == nil && w.Unmap() == b.Addr().Unmap()
 }
 
-// listenError says in one line why address could not be had, and what to do.
+// listenError says in one line why address could not be had, and what to do; nil for nil.
 func listenError(address string, err error) error {
 	_, port, _ := net.SplitHostPort(address)
 	hint := ""
 	switch {
+	case err == nil:
+		return nil
 	case errors.Is(err, syscall.EADDRINUSE):
 		hint = "the port is in use"
 		if owner := portOwner(port); owner != "" {
@@ -197,6 +274,8 @@ func listenError(address string, err error) error {
 		hint += "; stop that program or choose another port"
 	case errors.Is(err, syscall.EACCES):
 		hint = "not permitted; ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
+	case errors.Is(err, syscall.EPERM):
+		hint = "not permitted; to take what the packet filter leads here needs root or the capability CAP_NET_ADMIN"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		hint = "this host does not have that address; `ip address` lists those it has"
 	default:

@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"culvert/capture/names"
 	"culvert/tunnel"
 	"culvert/tunnel/h2"
 )
@@ -23,6 +24,7 @@ type collector struct {
 	id     *identity
 	budget *h2.Budget
 	counts *counts
+	names  *resolver
 
 	ended    *prometheus.Desc
 	notAfter *prometheus.Desc
@@ -39,9 +41,9 @@ type plainMetric struct {
 }
 
 // newMetrics returns a registry with everything that /metrics shows.
-func newMetrics(stats func() tunnel.Stats, id *identity, budget *h2.Budget, n *counts) *prometheus.Registry {
+func newMetrics(stats func() tunnel.Stats, id *identity, budget *h2.Budget, n *counts, names *resolver) *prometheus.Registry {
 	c := &collector{
-		stats: stats, id: id, budget: budget, counts: n,
+		stats: stats, id: id, budget: budget, counts: n, names: names,
 		ended:    describe("flows_ended_total", "Flows that are over, by why; ok is a good end.", "cause"),
 		notAfter: describe("identity_not_after_seconds", "When this gateway's certificate ends to be valid, Unix time."),
 		reloads:  describe("reloads_total", "Reloads of the configuration, by result.", "result"),
@@ -76,6 +78,19 @@ func (c *collector) counters() {
 	add("transport_failures_total", "Connections to hops that failed.", func(s *tunnel.Stats) int64 { return s.TransportFailures })
 	add("retries_total", "Tunnels asked for again because a hop had not processed the request.", func(s *tunnel.Stats) int64 { return s.Retries })
 	add("abandoned_total", "Requests whose app went away and that were left to end by themselves.", func(s *tunnel.Stats) int64 { return s.Abandoned })
+	for _, one := range []struct {
+		name, help string
+		value      func(*names.Stats) *atomic.Int64
+	}{
+		{"questions", "Questions for names.", func(s *names.Stats) *atomic.Int64 { return &s.Questions }},
+		{"virtual", "Questions answered with a virtual address.", func(s *names.Stats) *atomic.Int64 { return &s.Virtual }},
+		{"cached", "Questions answered from the cache.", func(s *names.Stats) *atomic.Int64 { return &s.Cached }},
+		{"failed", "Questions that no resolver has answered.", func(s *names.Stats) *atomic.Int64 { return &s.Failed }},
+		{"refused", "Questions that are not answered, or whose answer is not passed on.", func(s *names.Stats) *atomic.Int64 { return &s.Refused }},
+		{"dropped", "Messages that were no questions, and answers that were not to the question asked.", func(s *names.Stats) *atomic.Int64 { return &s.Dropped }},
+	} {
+		add("dns_"+one.name+"_total", one.help, func(*tunnel.Stats) int64 { return one.value(c.names.stats()).Load() })
+	}
 	add("stalled_resets_total", "Stalled streams reset because the buffers were at their limit.", func(*tunnel.Stats) int64 { return c.budget.Resets() })
 }
 

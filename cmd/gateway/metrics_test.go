@@ -20,7 +20,9 @@ func TestMetricNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	stats := func() tunnel.Stats { return tunnel.Stats{Flows: 7, Ended: map[string]int64{"ok": 3, "denied": 1}} }
-	r := newMetrics(stats, newIdentity(pki.Fixed(material)), h2.NewBudget(1<<20), new(counts))
+	resolver := new(resolver)
+	resolver.swap(must(resolver.newNames(new(Config))), new(Config))
+	r := newMetrics(stats, newIdentity(pki.Fixed(material)), h2.NewBudget(1<<20), new(counts), resolver)
 	families, err := r.Gather()
 	if err != nil {
 		t.Fatal(err)

@@ -57,16 +57,9 @@ func ping(cmd *cobra.Command, r *runFlags, name string, timeout time.Duration) e
 	if f.broken {
 		return f.err()
 	}
-	hop, known := cfg.Hops[name]
-	if !known {
-		if _, err := tunnel.ParseAuthority(name); err != nil {
-			names := "give it with -c FILE"
-			if r.file != "" {
-				names = alternatives(name, cfg.Hops)
-			}
-			return fmt.Errorf("%q is no hop; it should be host:port, or a name from the configuration (%s)", name, names)
-		}
-		hop = tunnel.HopConfig{Address: name}
+	hop, err := namedHop(cfg, name, r.file)
+	if err != nil {
+		return err
 	}
 	if err := f.err(); err != nil {
 		return err
@@ -89,6 +82,21 @@ func ping(cmd *cobra.Command, r *runFlags, name string, timeout time.Duration) e
 		}
 	}
 	return failed(errors.Join(errs...))
+}
+
+// namedHop is a hop of the configuration, or one given as an address.
+func namedHop(cfg *Config, name, file string) (tunnel.HopConfig, error) {
+	if hop, known := cfg.Hops[name]; known {
+		return hop, nil
+	}
+	if _, err := tunnel.ParseAuthority(name); err != nil {
+		names := "give it with -c FILE"
+		if file != "" {
+			names = alternatives(name, cfg.Hops)
+		}
+		return tunnel.HopConfig{}, fmt.Errorf("%q is no hop; it should be host:port, or a name from the configuration (%s)", name, names)
+	}
+	return tunnel.HopConfig{Address: name}, nil
 }
 
 // hopAddresses are all addresses of a hop.

@@ -53,7 +53,11 @@ func (m *manager) tryReload(ctx context.Context) error {
 	before := m.adminAt
 	m.adminAt = moved
 	cfg.Config.Reserved = m.reserved()
-	if err := m.tunnel.Reload(ctx, &cfg.Config); err != nil {
+	server, err := m.names.newNames(cfg)
+	if err == nil {
+		err = m.tunnel.Reload(ctx, &cfg.Config)
+	}
+	if err != nil {
 		if moved != before && moved != nil {
 			_ = moved.Close() // nothing was served on it
 		}
@@ -61,6 +65,7 @@ func (m *manager) tryReload(ctx context.Context) error {
 		undo()
 		return asFaults(cfg, p, err)
 	}
+	m.names.swap(server, cfg)
 	if moved != before {
 		if before != nil {
 			_ = before.Close() // ends its serving goroutine
@@ -72,6 +77,7 @@ func (m *manager) tryReload(ctx context.Context) error {
 	m.restartOnly(cfg)
 	m.log.level.Set(cfg.Log.level())
 	m.cfg = cfg
+	m.heart = newHeartbeat(m.parts)
 	return nil
 }
 

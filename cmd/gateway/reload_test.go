@@ -199,13 +199,13 @@ func TestFileWatch(t *testing.T) {
 
 func TestSecondHandleOfASocket(t *testing.T) {
 	s := new(sockets)
-	first, err := s.listen("127.0.0.1:0")
+	first, err := s.listen(tcpSocket("127.0.0.1:0"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	address := first.Addr().String()
-	s.open[address] = first
-	second, err := s.listen(address)
+	s.open[tcpSocket(address)] = first.(opened)
+	second, err := s.listen(tcpSocket(address))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +220,7 @@ func TestSecondHandleOfASocket(t *testing.T) {
 	if err := second.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := duplicate(second); !errors.Is(err, net.ErrClosed) {
+	if _, err := duplicate(second.(opened)); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("duplicate of a closed socket = %v, want net.ErrClosed", err)
 	}
 }

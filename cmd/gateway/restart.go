@@ -156,6 +156,7 @@ func (m *manager) notRestarted(err error) {
 // the end of the drain.
 func (m *manager) handOver() {
 	m.handedOver = true
+	m.sockets.keepPaths()
 	m.log.Info("restarted: the new process serves", "pid", m.next.cmd.Process.Pid)
 	m.notify.handOver(m.next.cmd.Process.Pid)
 	m.releaseAdmin()

@@ -60,7 +60,7 @@ func TestSuccessorEnvironment(t *testing.T) {
 // A port that the system has chosen cannot be found again by its address.
 func TestSocketsWithoutAPortAreNotHandedOver(t *testing.T) {
 	s := new(sockets)
-	ln, err := s.listen("127.0.0.1:0")
+	ln, err := s.listen(tcpSocket("127.0.0.1:0"))
 	if err != nil {
 		t.Fatal(err)
 	}

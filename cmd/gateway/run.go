@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"culvert/capture/rules"
 )
 
 // forcedEnd is what the parts have to end after a second signal; then the process ends without them.
@@ -89,6 +91,7 @@ type manager struct {
 
 	before     *predecessor // waits for this process to be ready; nil: nobody does
 	next       *successor   // is to take the place of this process; nil: none is
+	heart      *heartbeat   // nil: no flows are led here
 	handedOver bool         // and has taken it
 }
 
@@ -102,6 +105,10 @@ func (m *manager) loop(ctx context.Context) error {
 	} else if err := m.before.ready(); err != nil { // else it tells the service manager, which does not know us yet
 		return m.drain(err.Error(), alive.C)
 	}
+	m.heart = newHeartbeat(m.parts)
+	m.heart.beat(m.log)
+	beat := time.NewTicker(rules.AliveInterval)
+	defer beat.Stop()
 	var file *fileWatch
 	var look <-chan time.Time
 	if m.flags.file != "" {
@@ -137,6 +144,8 @@ func (m *manager) loop(ctx context.Context) error {
 			if m.next == nil && file.changed() { // a new process reads it itself
 				m.reload(ctx, "the file changed")
 			}
+		case <-beat.C:
+			m.heart.beat(m.log)
 		case <-alive.C:
 			m.notify.alive()
 		}
@@ -163,6 +172,7 @@ func (m *manager) setReady(ready bool) {
 // second signal comes.
 func (m *manager) drain(why string, alive <-chan time.Time) error {
 	if !m.handedOver {
+		m.heart.stop(m.log)
 		m.notify.stopping()
 		if m.admin != nil {
 			m.admin.draining.Store(true)

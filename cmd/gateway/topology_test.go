@@ -311,6 +311,7 @@ type gateway struct {
 	*process
 	addr  string // of its one listener
 	admin string
+	dials func(ctx context.Context, network, addr string) (net.Conn, error) // how admin is reached; nil: from here
 }
 
 // gateway starts one with the identity name. flag is that of its listener, of which $ADDR becomes the address.
@@ -377,7 +378,11 @@ func (m *mesh) forward(t *testing.T, via, to string) *gateway {
 
 // get reads a page of the admin address.
 func (g *gateway) get(path string) (string, error) {
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
+	tr := &http.Transport{DisableKeepAlives: true}
+	if g.dials != nil {
+		tr.DialContext = g.dials
+	}
+	client := &http.Client{Transport: tr, Timeout: patience}
 	res, err := client.Get("http://" + g.admin + path)
 	if err != nil {
 		return "", err

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"culvert/capture"
+	"culvert/capture/names"
 	"culvert/pki"
 	"culvert/policy"
 	"culvert/tunnel"
@@ -40,7 +41,9 @@ func validate(cfg *Config, p *places, f *faults) {
 	if len(cfg.Listeners) == 0 && p.file != "" {
 		v.note("listeners", "there are no listeners, so nothing would ever come in; add one, such as {name: apps, kind: socks5, address: 127.0.0.1:1080}")
 	}
+	v.join("dns", cfg.DNS.Validate())
 	v.join("", cfg.Config.Validate())
+	v.resolvers()
 	if p.file != "" {
 		v.leads()
 	}
@@ -70,6 +73,7 @@ func (v *validator) join(path string, err error) {
 	var identity *pki.ConfigError
 	var field *capture.FieldError
 	var entry *policy.EntryError
+	var dns *names.FieldError
 	what := fmt.Sprint(err)
 	switch {
 	case errors.As(err, &identity):
@@ -79,6 +83,8 @@ func (v *validator) join(path string, err error) {
 		}
 	case errors.As(err, &field):
 		path += "." + field.Field
+	case errors.As(err, &dns):
+		path, what = path+"."+dns.Field, dns.What
 	case errors.As(err, &entry):
 		path += fmt.Sprintf(".%s[%d]", entry.Field, entry.Index)
 	}
@@ -92,7 +98,7 @@ var routePlace = regexp.MustCompile(`routes\[\d+\]`)
 // user wrote flags.
 func (v *validator) inTheirWords(what string) string {
 	if v.places.file == "" {
-		return strings.NewReplacer("(socks5: {usersFile: FILE})", "(--socks-users FILE)", "write open: true", "give --open-socks",
+		return strings.NewReplacer("(socks5: {usersFile: FILE})", "(--proxy-users FILE)", "(http: {usersFile: FILE})", "(--proxy-users FILE)", "write open: true", "give --open-proxy",
 			"add it to hops, or write host:port", "it should be host:port").Replace(what)
 	}
 	return routePlace.ReplaceAllStringFunc(what, func(route string) string {
@@ -135,6 +141,20 @@ func (v *validator) admin() {
 	for i, l := range v.cfg.Listeners {
 		if l.Address == a.Address && !strings.HasSuffix(a.Address, ":0") {
 			v.note(fmt.Sprintf("listeners[%d].address", i), "%s is already taken by the admin address; each listener has its own port", a.Address)
+		}
+	}
+}
+
+// resolvers notes more than one dns listener: the questions of all apps come to one.
+func (v *validator) resolvers() {
+	first := ""
+	for i, l := range v.cfg.Listeners {
+		switch {
+		case l.Kind != tunnel.KindDNS:
+		case first == "":
+			first = l.Name
+		default:
+			v.note(fmt.Sprintf("listeners[%d].kind", i), "listener %q is of kind dns already; one answers all questions, on :PORT for every address", first)
 		}
 	}
 }

@@ -186,10 +186,17 @@ func (e *SourceError) Error() string { return e.Err.Error() }
 // Unwrap returns the source's error.
 func (e *SourceError) Unwrap() error { return e.Err }
 
+// awaiter is a reader that can be waited for without a buffer.
+type awaiter interface {
+	// Await blocks until Read would not, or would fail.
+	Await() error
+}
+
 // source reads into buffers that are taken when there is something to read.
 type source struct {
 	r    io.Reader
 	raw  syscall.RawConn // nil: r is no socket
+	wait awaiter         // nil: r is waited for by reading
 	size int             // of the next buffer: grows with what one read brings
 
 	// of the read under way; fields, so that the function given to raw.Read is made once
@@ -203,6 +210,7 @@ type source struct {
 
 func newSource(r io.Reader) *source {
 	src := &source{r: r, size: smallBuffer, raw: nowait.Raw(r)}
+	src.wait, _ = r.(awaiter)
 	src.try = src.tryRead
 	return src
 }
@@ -212,6 +220,12 @@ func newSource(r io.Reader) *source {
 func (s *source) read(limit int, budget *Budget) (buf *buffer, n int, err error) {
 	s.limit, s.budget = limit, budget
 	if s.raw == nil {
+		if s.wait != nil {
+			if err := s.wait.Await(); err != nil {
+				return nil, 0, err
+			}
+			s.size = largeBuffer // it brings what has come together
+		}
 		s.take()
 		s.n, s.err = s.r.Read(s.buf.b[frameHeaderLen:min(len(s.buf.b), frameHeaderLen+limit)])
 	} else if err := s.raw.Read(s.try); err != nil {

@@ -89,7 +89,7 @@ func NewGateway(tb testing.TB, n *memnet.Net, addr string, id *Identity, cfg *tu
 	}
 	env := tunnel.Env{
 		Log: slog.New(log), Self: id.Self, ServerTLS: id.ServerTLS, ClientTLS: id.ClientTLS,
-		Listen:  func(_ context.Context, address string) (net.Listener, error) { return n.Listen(address) },
+		Listen:  func(_ context.Context, s tunnel.Socket) (net.Listener, error) { return n.Listen(s.Address) },
 		Dial:    n.From(netip.MustParseAddr(addr)),
 		Resolve: n.Resolve,
 	}

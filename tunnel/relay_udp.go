@@ -1,0 +1,72 @@
+package tunnel
+
+import (
+	"time"
+
+	"culvert/tunnel/datagram"
+)
+
+// defaultUDPIdle ends a flow of datagrams that has carried none for so long. RFC 4787, section 4.3, asks NATs for two
+// minutes at least.
+const defaultUDPIdle = 2 * time.Minute
+
+// packetEnd is an end of a flow of datagrams that is a socket. To the relay it is a stream of capsules like that on a
+// transport, so that both ends are joined as those of any other flow, and a gateway between two others sees nothing of
+// it.
+type packetEnd struct{ *datagram.Conn }
+
+// Reset closes the socket: there is nobody to be told.
+func (p *packetEnd) Reset(error) { _ = p.Close() }
+
+// idleLimit is how long the flow may carry nothing; 0: for ever.
+func (f *Flow) idleLimit() time.Duration {
+	if f.UDP {
+		return f.plan.timeouts.UDPIdle
+	}
+	return f.plan.timeouts.Idle
+}
+
+// expire ends a flow of datagrams that nobody needs any more, in peace: that is how all of them end. It reports whether
+// it could, which is so where an end is a socket.
+func (f *Flow) expire() (ended bool) {
+	f.mu.Lock()
+	ends := [2]Conn{f.in.src, f.out.src}
+	f.mu.Unlock()
+	for _, end := range ends {
+		if p, ok := end.(*packetEnd); ok {
+			p.End()
+			ended = true
+		}
+	}
+	return ended
+}
+
+// payload is how many bytes of payload the socket of a flow of datagrams has had in the direction d; false where no end
+// is one, and d counts capsules.
+func (d *direction) payload(src, dst Conn) (n int64, ok bool) {
+	if p, is := src.(*packetEnd); is {
+		return p.Stats().ReceivedBytes.Load(), true
+	}
+	if p, is := dst.(*packetEnd); is {
+		return p.Stats().SentBytes.Load(), true
+	}
+	return 0, false
+}
+
+// packets are the datagrams that a flow's sockets have carried in both directions, and those that were lost for a reason
+// that is known.
+func (f *Flow) packets() (in, out, lost int64, ok bool) {
+	f.mu.Lock()
+	accepted, opened := f.in.src, f.out.src
+	f.mu.Unlock()
+	if p, is := opened.(*packetEnd); is {
+		s := p.Stats()
+		in, out, lost, ok = s.Sent.Load(), s.Received.Load(), s.Dropped.Load(), true
+	}
+	if p, is := accepted.(*packetEnd); is {
+		s := p.Stats()
+		in, out, ok = s.Received.Load(), s.Sent.Load(), true
+		lost += s.Dropped.Load()
+	}
+	return in, out, lost, ok
+}
