@@ -87,6 +87,9 @@ func (l *listener) newFlow(c *capture.Conn, nc net.Conn, conf *listenerConf) (*F
 	}
 	if conf.capture && f.Request.Fault == nil {
 		f.Request.Fault = l.comesBack(f)
+		if l.g.host.isHost(f.Target.Addr) {
+			f.Request.Dialled = f.Target.Addr // an inbound flow, which leads to this host
+		}
 	}
 	if f.Request.Fault == nil && f.Target.Addr.IsValid() && l.g.env.NameOf != nil {
 		f.Request.Fault = l.g.devirtualize(f)

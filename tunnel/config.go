@@ -70,6 +70,9 @@ type ListenerConfig struct {
 	// a route names hosts, and not for ports whose servers speak first, such as 22 and 25. Default 200ms;
 	// negative: off.
 	Sniff time.Duration `yaml:"sniff"`
+	// Strict refuses every flow to a `tproxy` or `redirect` listener: what comes in plain where only tunnels
+	// should. Other listeners take the tunnels.
+	Strict bool `yaml:"strict"`
 	// Captured tells that the packet filter leads questions to a `dns` listener that were meant for others.
 	Captured bool `yaml:"captured"`
 	// MaxConnections is how many accepted connections may be open at once; above it new ones are closed
@@ -148,13 +151,21 @@ type RouteConfig struct {
 	// From is `any` where flows of peers without an identity may pass, as from a plain port that other
 	// hosts reach. Default: peers that Policy lets in.
 	From string `yaml:"from"`
+	// Source is `keep` where the destination is to see the address that the flow came from, not this
+	// gateway's: of a captured flow its own, of a tunnel what a peer in TrustHeaders tells in `forwarded`,
+	// else the peer's. It takes CAP_NET_ADMIN, and rules that lead the answers back here, which
+	// `gateway capture install` makes. Only for TCP, and without Via.
+	Source string `yaml:"source"`
 	// Via is the chain of hops, nearest first: names from Hops, or `host:port`. Empty: this
 	// gateway connects to the destination itself.
 	Via []string `yaml:"via"`
 }
 
-// fromAny is the value of RouteConfig.From.
-const fromAny = "any"
+// Values of RouteConfig.From and RouteConfig.Source.
+const (
+	fromAny    = "any"
+	keepSource = "keep"
+)
 
 // TimeoutConfig bounds how long things may take and how long flows may last.
 type TimeoutConfig struct {

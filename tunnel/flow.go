@@ -64,7 +64,7 @@ type Request struct {
 	// Fault is why what was asked for is no flow, such as an *AuthorityError; then it is refused.
 	Fault error
 	// Dialled is the address that a peer's connection was made to, for the meaning of "local"; not valid
-	// where the connection was captured, as that address is not the destination.
+	// where the connection was captured, unless on its way to this host.
 	Dialled netip.Addr
 	// Baggage, Forwarded and Traceparent are fields of the request that may be believed.
 	Baggage, Forwarded, Traceparent string

@@ -83,6 +83,28 @@ func appendForwarded(list string, source netip.AddrPort, t Target) string {
 	return string(b)
 }
 
+// forwardedFor returns the address in the first element of a Forwarded field, which is where the flow began; not valid
+// where it has none (RFC 7239, section 5.2).
+func forwardedFor(list string) netip.Addr {
+	first, _, _ := strings.Cut(list, ",")
+	for pair := range strings.SplitSeq(first, ";") {
+		key, value, _ := strings.Cut(strings.TrimSpace(pair), "=")
+		if !strings.EqualFold(key, "for") {
+			continue
+		}
+		value = strings.Trim(value, `"`)
+		if ap, err := netip.ParseAddrPort(value); err == nil {
+			return ap.Addr().Unmap().WithZone("")
+		}
+		addr, err := netip.ParseAddr(strings.Trim(value, "[]"))
+		if err != nil {
+			return netip.Addr{}
+		}
+		return addr.Unmap().WithZone("")
+	}
+	return netip.Addr{}
+}
+
 // Layout of a traceparent of version 00 (W3C Trace Context, section 3.2):
 // 00-TRACEID(32)-PARENTID(16)-FLAGS(2).
 const (

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"culvert/capture"
@@ -52,8 +53,11 @@ func (g *Gateway) openDirect(ctx context.Context, f *Flow) (Conn, error) {
 	}
 	g.stats.dials.add(1)
 	dial := g.env.Dial
-	if f.UDP {
+	switch {
+	case f.UDP:
 		dial = g.env.DialUDP
+	case f.via.keep:
+		dial = f.dialAsSource
 	}
 	nc, err := dialAny(ctx, dial, addrs, t.Port)
 	if err != nil {
@@ -84,6 +88,29 @@ func (g *Gateway) openSocketAt(ctx context.Context, path string) (Conn, error) {
 		return nil, fmt.Errorf("dial: %w", timedOut(ctx, err))
 	}
 	return newSocket(nc), nil
+}
+
+// dialAsSource connects with the address that the flow came from.
+func (f *Flow) dialAsSource(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+	source := f.Source.Addr()
+	if told := forwardedFor(f.Request.Forwarded); told.IsGlobalUnicast() && !f.g.host.isHost(told) {
+		source = told // what means something here
+	}
+	if !source.IsValid() || source.Is4() != addr.Addr().Is4() {
+		return f.g.env.Dial(ctx, addr) // there is none that could be kept
+	}
+	d := net.Dialer{KeepAlive: -1, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0)), Control: asSource}
+	nc, err := d.DialContext(ctx, "tcp", addr.String())
+	if err != nil {
+		return nil, fmt.Errorf("as %s: %w", source, err)
+	}
+	return nc, nil
+}
+
+// asSource is for net.Dialer.Control.
+func asSource(_, _ string, raw syscall.RawConn) error {
+	markOwn(raw, capture.MarkSource)
+	return makeTransparent(raw)
 }
 
 // dialledHere notes a connection that this gateway has made, so that it is known if it comes back.

@@ -31,6 +31,7 @@ type listenerPlan struct {
 	routes   []*route
 	allLocal bool // every route leads to this host's own addresses
 	names    bool // a route names a host
+	strict   bool // nothing gets in
 }
 
 // takesName reports whether the first route that takes either named or addr does so because it names the host.
@@ -102,7 +103,7 @@ func (p *plan) addWorkload(c *WorkloadConfig, self spiffe.ID) error {
 func (p *plan) addRoutes(c *Config) error {
 	for i := range c.Listeners {
 		l := &c.Listeners[i]
-		p.listeners[l.Name] = &listenerPlan{name: l.Name, kind: l.Kind, allLocal: true}
+		p.listeners[l.Name] = &listenerPlan{name: l.Name, kind: l.Kind, strict: l.Strict, allLocal: true}
 		p.captures = p.captures || l.isCapture()
 	}
 	hops := make(map[string]*Hop)
@@ -123,7 +124,7 @@ func (p *plan) addRoutes(c *Config) error {
 }
 
 func (p *plan) newRoute(name string, c *Config, rc *RouteConfig, hops map[string]*Hop) (*route, error) {
-	r := &route{name: name, matchers: compileMatchers(rc), ports: rc.Ports, fromAny: rc.From == fromAny}
+	r := &route{name: name, matchers: compileMatchers(rc), ports: rc.Ports, fromAny: rc.From == fromAny, keep: rc.Source == keepSource}
 	if len(rc.Via) == 0 {
 		entries := guardEntries(rc)
 		if len(entries) == 0 {

@@ -41,6 +41,9 @@ func (g *Gateway) Carry(f *Flow, a Accepted) {
 	f.relay(accepted, append(ahead, early.left()...), opened)
 }
 
+// ruleStrict is Error.Rule of a flow that a strict listener refuses.
+const ruleStrict = "strict"
+
 // decide finds out whether the flow may pass, and the route that it takes. Every hop decides for itself.
 func (g *Gateway) decide(f *Flow) error {
 	if err := g.admit(f); err != nil {
@@ -50,6 +53,9 @@ func (g *Gateway) decide(f *Flow) error {
 	l := p.listeners[f.Listener]
 	if l == nil {
 		return &Error{Cause: CauseDraining, Reason: "listener " + f.Listener + " is no longer configured"}
+	}
+	if l.strict {
+		return &Error{Cause: CauseDenied, Rule: ruleStrict, Reason: "listener " + f.Listener + " is strict: flows come in by tunnels, not plain; strict: false (--inbound permissive) lets them in"}
 	}
 	f.local = p.isLocal(f.Target, f.Request.Dialled)
 	for _, r := range l.routes {

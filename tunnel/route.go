@@ -18,6 +18,7 @@ type route struct {
 	matchers []matcher // what it takes
 	ports    []uint16  // none: every port
 	fromAny  bool
+	keep     bool           // the destination sees where the flow came from
 	chain    *chain         // nil: this gateway connects to the destination itself
 	guard    *policy.Egress // opens what a direct route names; nil where it names nothing
 }

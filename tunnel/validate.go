@@ -180,6 +180,9 @@ func (v *validator) listenerKind(at string, l *ListenerConfig) {
 	} else if l.To != "" {
 		v.note(at+".to", "only a listener of kind forward has a destination; remove to, or write kind: forward")
 	}
+	if l.Strict && !l.isCapture() {
+		v.note(at+".strict", "only a listener of kind tproxy or redirect can be strict; remove strict")
+	}
 	if l.Captured && l.Kind != KindDNS {
 		v.note(at+".captured", "only a listener of kind dns has that; remove captured")
 	}

@@ -62,6 +62,13 @@ func (v *validator) route(i int, listeners []string) {
 	if r.From != "" && r.From != fromAny {
 		v.note(at+".from", "from is %q; it should be any, or left out", r.From)
 	}
+	switch {
+	case r.Source == "":
+	case r.Source != keepSource:
+		v.note(at+".source", "source is %q; it should be keep, or left out", r.Source)
+	case len(r.Via) > 0:
+		v.note(at+".source", "the next hop sees this gateway, and is told where the flow came from; remove source, or via")
+	}
 	v.entries(at, r)
 	for j, hop := range r.Via {
 		place := fmt.Sprintf("%s.via[%d]", at, j)

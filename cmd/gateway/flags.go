@@ -31,6 +31,7 @@ type runFlags struct {
 	forward          []string
 	capture          string
 	redirect         string
+	inbound          string
 	dns              string
 	meshNames        []string
 	via              []string
@@ -50,7 +51,7 @@ type runFlags struct {
 
 // pathFlags describe the path of flows; with a file they would say the same thing in two places.
 func pathFlags() []string {
-	return []string{"cert", "key", "roots", "hbone", "socks", "http-proxy", "socks-udp", "proxy-users", "open-proxy", "forward", "capture", "redirect", "dns", "mesh-names", "via", "allow", "egress"}
+	return []string{"cert", "key", "roots", "hbone", "socks", "http-proxy", "socks-udp", "proxy-users", "open-proxy", "forward", "capture", "redirect", "inbound", "dns", "mesh-names", "via", "allow", "egress"}
 }
 
 // addFile, addIdentity and addRun add the flags that the commands share.
@@ -75,6 +76,7 @@ func (r *runFlags) addRun(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&r.forward, "forward", nil, "send every connection to LISTEN on to DEST, as `LISTEN=DEST`, such as 127.0.0.1:5432=db.internal:5432; udp:HOST:PORT for datagrams, unix:/PATH for sockets, HOST:FROM-TO for ranges (repeatable)")
 	fs.StringVar(&r.capture, "capture", "", "take flows that `gateway capture install` leads here, with TPROXY, on `ADDR`")
 	fs.StringVar(&r.redirect, "redirect", "", "take flows that `gateway capture install --mode redirect` leads here, on `ADDR`")
+	fs.StringVar(&r.inbound, "inbound", "", "take plain flows to this host that `gateway capture install --inbound PORTS` leads here: `strict` refuses them, permissive lets them in")
 	fs.StringVar(&r.dns, "dns", "", "answer questions for names on `ADDR`; there with --capture and --redirect, on "+dnsAddress)
 	fs.StringSliceVar(&r.meshNames, "mesh-names", nil, "`NAME[,NAME]` that only the mesh knows, such as *.mesh: they get virtual addresses, and flows to these go to the names")
 	for flag, address := range map[string]string{"capture": captureAddress, "redirect": captureAddress, "dns": dnsAddress} {
@@ -93,8 +95,15 @@ func (r *runFlags) addRun(fs *pflag.FlagSet) {
 
 // captureAddress is where `gateway capture install` leads flows, and dnsAddress where it leads questions for names.
 var (
-	captureAddress = "localhost:" + strconv.Itoa(rules.DefaultPort)    // immutable
-	dnsAddress     = "localhost:" + strconv.Itoa(rules.DefaultDNSPort) // immutable
+	captureAddress = "localhost:" + strconv.Itoa(rules.DefaultPort)        // immutable
+	inboundAddress = "localhost:" + strconv.Itoa(rules.DefaultInboundPort) // immutable
+	dnsAddress     = "localhost:" + strconv.Itoa(rules.DefaultDNSPort)     // immutable
+)
+
+// Values of --inbound.
+const (
+	inboundStrict     = "strict"
+	inboundPermissive = "permissive"
 )
 
 // completeRun tells the shell what the flags' values are.
@@ -108,6 +117,7 @@ func completeRun(cmd *cobra.Command) {
 		"hbone":      words(":15008", "127.0.0.1:15008"),
 		"socks":      words("127.0.0.1:1080"),
 		"http-proxy": words("127.0.0.1:3128"),
+		"inbound":    words(inboundStrict, inboundPermissive),
 		"admin":      words("127.0.0.1:15000"),
 	} {
 		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
@@ -207,6 +217,14 @@ func (r *runFlags) paths(cfg *Config, p *places, f *faults) {
 			captured = append(captured, one.flag)
 		}
 	}
+	if r.changed("inbound") {
+		if r.inbound != inboundStrict && r.inbound != inboundPermissive {
+			f.list = append(f.list, fault{flag: "--inbound", what: fmt.Sprintf("%q is none; it should be %s or %s", r.inbound, inboundStrict, inboundPermissive)})
+		}
+		add("--inbound", tunnel.ListenerConfig{Name: "inbound", Kind: tunnel.KindTProxy, Address: inboundAddress, Strict: r.inbound == inboundStrict})
+		p.flags[fmt.Sprintf("routes[%d]", len(cfg.Routes))] = "--inbound"
+		cfg.Routes = append(cfg.Routes, tunnel.RouteConfig{Listeners: []string{"inbound"}, Destinations: []string{destLocal}, From: "any"})
+	}
 	if address := r.dnsListener(); address != "" {
 		cfg.DNS.Virtual = r.meshNames
 		p.flags["dns.virtual"] = "--mesh-names"
@@ -222,14 +240,19 @@ func (r *runFlags) paths(cfg *Config, p *places, f *faults) {
 	}
 	r.idle(f)
 	if len(direct) > 0 {
-		p.flags["routes[0]"] = "--forward"
+		p.flags[fmt.Sprintf("routes[%d]", len(cfg.Routes))] = "--forward"
 		cfg.Routes = append(cfg.Routes, tunnel.RouteConfig{Listeners: direct})
 	}
 	r.routes(cfg, p, f, captured, mesh)
 	if len(resolvers) > 0 { // the resolvers that apps ask are near them
 		p.flags[fmt.Sprintf("routes[%d]", len(cfg.Routes))] = "--dns"
-		cfg.Routes = append(cfg.Routes, tunnel.RouteConfig{Listeners: resolvers, Destinations: []string{"0.0.0.0/0", "::/0"}, Ports: []uint16{53}})
+		cfg.Routes = append(cfg.Routes, tunnel.RouteConfig{Listeners: resolvers, Destinations: resolverRanges, Ports: []uint16{53}})
 	}
+}
+
+// resolverRanges are where resolvers are: anywhere, this host and its networks included, which a route has to name.
+var resolverRanges = []string{
+	"0.0.0.0/0", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "::/0", "::1", "fc00::/7",
 }
 
 // dnsListener is where questions for names are answered, "" if nowhere.
@@ -311,7 +334,7 @@ func (r *runFlags) routes(cfg *Config, p *places, f *faults, captured, mesh []st
 		}
 	} else {
 		out = append(out, captured...)
-		r.direct(cfg, f, add)
+		r.direct(cfg, f, captured, add)
 	}
 	if len(r.egress) > 0 && len(out) > 0 {
 		add("--egress", tunnel.RouteConfig{Listeners: out, Hosts: hosts, Destinations: destinations})
@@ -320,14 +343,14 @@ func (r *runFlags) routes(cfg *Config, p *places, f *faults, captured, mesh []st
 
 // direct makes the routes of flows from this host when there is no hop: what is forwarded was named, the
 // rest needs the egress list.
-func (r *runFlags) direct(cfg *Config, f *faults, add func(string, tunnel.RouteConfig)) {
+func (r *runFlags) direct(cfg *Config, f *faults, captured []string, add func(string, tunnel.RouteConfig)) {
 	for _, l := range cfg.Listeners {
 		switch {
-		case strings.HasPrefix(l.To, "unix:"):
+		case !slices.Contains(captured, l.Name):
 		case l.Kind == tunnel.KindForward:
 			hosts, destinations := splitEgress(destinationsOf(l.To))
 			add("--forward", tunnel.RouteConfig{Listeners: []string{l.Name}, Hosts: hosts, Destinations: destinations})
-		case l.Kind != tunnel.KindHBONE && len(r.egress) == 0:
+		case len(r.egress) == 0:
 			f.list = append(f.list, fault{flag: "--" + l.Name, what: "leads nowhere; give --via HOP to send flows through a gateway, or --egress NAME|CIDR to let them out here"})
 		}
 	}

@@ -79,6 +79,7 @@ func newHost(t *testing.T, name string) *host {
 	}
 	t.Cleanup(func() { _ = unix.Close(h.fd) })
 	h.ip("link", "set", "lo", "up")
+	h.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0") // nobody else is there
 	return h
 }
 
@@ -97,8 +98,21 @@ func (h *host) wire(to *host, mine, theirs string, pairs ...[2]string) {
 				end.ip("addr", "add", pair[i]+"/24", "dev", end.dev)
 			}
 		}
-		end.ip("link", "set", end.dev, "addrgenmode", "none") // no address comes up later by itself
 		end.ip("link", "set", end.dev, "up")
+	}
+	for _, end := range []struct {
+		*host
+		dev string
+	}{{h, mine}, {to, theirs}} { // the system goes on by itself
+		within(end.t, "interface ready", func() error {
+			if tentative := end.run("ip", "-6", "addr", "show", "tentative"); tentative != "" {
+				return errors.New(tentative)
+			}
+			if local := end.run("ip", "-6", "route", "show", "table", "local", "dev", end.dev); strings.Count(local, "local fe80:") != 1 || !strings.Contains(local, "multicast ff00::/8") {
+				return errors.New(local)
+			}
+			return nil
+		})
 	}
 }
 
@@ -236,10 +250,11 @@ func (m *mesh) gatewayOn(t *testing.T, h *host, name string, flag ...string) *ga
 		t.Fatal(err)
 	}
 	g := &gateway{admin: "127.0.0.1:15000", dials: h.dial}
-	args := append([]string{
-		"netns", "exec", h.name, self, "run", "--state", t.TempDir(), "--admin", g.admin,
-		"--cert", m.path(name + ".pem"), "--key", m.path(name + ".key"), "--roots", m.path("root.pem"),
-	}, flag...)
+	args := []string{"netns", "exec", h.name, self, "run", "--state", t.TempDir(), "--admin", g.admin}
+	if name != "" { // else the configuration says who it is
+		args = append(args, "--cert", m.path(name+".pem"), "--key", m.path(name+".key"), "--roots", m.path("root.pem"))
+	}
+	args = append(args, flag...)
 	cmd := exec.Command(program(t, "ip"), args...)
 	cmd.Env = append(os.Environ(), asGateway+"=1")
 	g.process = start(t, cmd)
