@@ -193,20 +193,15 @@ func (r *runFlags) paths(cfg *Config, p *places, f *faults) {
 		captured = append(captured, l.Name)
 	}
 	for i, text := range r.forward {
-		listen, to, ok := strings.Cut(text, "=")
+		l, ok := forwardOf(i, text, f)
 		if !ok {
-			f.list = append(f.list, fault{flag: "--forward", what: fmt.Sprintf("%q is not LISTEN=DEST, such as 127.0.0.1:8080=orders.shop.svc:80", text)})
 			continue
 		}
-		name, network := fmt.Sprintf("forward-%d", i+1), ""
-		if address, ok := strings.CutPrefix(listen, "udp:"); ok {
-			listen, network = address, "udp"
-		}
-		add("--forward", tunnel.ListenerConfig{Name: name, Kind: tunnel.KindForward, Network: network, Address: listen, To: to})
-		if strings.HasPrefix(to, "unix:") { // it is on this host
-			direct = append(direct, name)
+		add("--forward", l)
+		if strings.HasPrefix(l.To, "unix:") { // it is on this host
+			direct = append(direct, l.Name)
 		} else {
-			captured = append(captured, name)
+			captured = append(captured, l.Name)
 		}
 	}
 	for _, one := range []struct{ flag, kind, address string }{
@@ -264,6 +259,20 @@ func (r *runFlags) dnsListener() string {
 		return dnsAddress
 	}
 	return ""
+}
+
+// forwardOf makes the listener of a --forward.
+func forwardOf(i int, text string, f *faults) (l tunnel.ListenerConfig, ok bool) {
+	listen, to, ok := strings.Cut(text, "=")
+	if !ok {
+		f.list = append(f.list, fault{flag: "--forward", what: fmt.Sprintf("%q is not LISTEN=DEST, such as 127.0.0.1:8080=orders.shop.svc:80", text)})
+		return l, false
+	}
+	l = tunnel.ListenerConfig{Name: fmt.Sprintf("forward-%d", i+1), Kind: tunnel.KindForward, Address: listen, To: to}
+	if address, isUDP := strings.CutPrefix(listen, "udp:"); isUDP {
+		l.Address, l.Network = address, "udp"
+	}
+	return l, true
 }
 
 // proxies are the listeners for programs that are pointed at them.
