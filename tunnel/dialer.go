@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,7 +27,7 @@ func NewDialer(env Env, hops ...HopConfig) (*Dialer, error) {
 		if !isName(name) {
 			name = fmt.Sprintf("hop-%d", i+1)
 		}
-		h, err := newHop(name, &hc)
+		h, err := newHop(cmp.Or(hc.Address, name), &hc)
 		if err != nil {
 			return nil, err
 		}
