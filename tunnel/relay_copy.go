@@ -172,8 +172,11 @@ func below(c Conn) net.Conn {
 }
 
 // copySockets carries what comes until one side fails or the source ends. No buffer is held while the
-// source is silent, where the system can tell.
+// source is silent, where the system can tell; where it can move the bytes by itself, there is none at all.
 func (d *direction) copySockets() (src, dst error) {
+	if src, dst, ok := d.spliced(); ok {
+		return src, dst
+	}
 	r := newReader(below(d.src))
 	for {
 		buf, n, err := r.read()
