@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"culvert/capture"
+	"culvert/pki/spiffe"
 	"culvert/tunnel/h2"
 )
 
@@ -39,15 +40,16 @@ type listener struct {
 type listenerConf struct {
 	name           string
 	kind           string
-	capture        bool              // the system leads flows here that were meant for other places
-	proxy          bool              // apps ask for flows, which carry this gateway's identity
-	way            capture.Way       // of one flow on each connection; nil: server, or hbone
-	server         capture.Server    // of several; nil: way, or hbone
-	packets        capture.PacketWay // of datagrams; nil: none are caught
-	service        Service           // answers what is caught; nil: it is carried
-	requests       func(*h2.Stream)  // serves what is no CONNECT; nil: that is refused
-	sniff          time.Duration     // how long a name is looked for; 0: not at all
-	maxConnections int64             // 0: no limit
+	capture        bool                 // the system leads flows here that were meant for other places
+	proxy          bool                 // apps ask for flows, which carry this gateway's identity
+	way            capture.Way          // of one flow on each connection; nil: server, or hbone
+	server         capture.Server       // of several; nil: way, or hbone
+	packets        capture.PacketWay    // of datagrams; nil: none are caught
+	service        Service              // answers what is caught; nil: it is carried
+	requests       func(*h2.Stream)     // serves what is no CONNECT; nil: that is refused
+	identities     map[string]spiffe.ID // of users
+	sniff          time.Duration        // how long a name is looked for; 0: not at all
+	maxConnections int64                // 0: no limit
 }
 
 // newConf makes what a listener does with its connections.
@@ -55,6 +57,16 @@ func (g *Gateway) newConf(c *ListenerConfig) (*listenerConf, error) {
 	conf := &listenerConf{name: c.Name, kind: c.Kind, capture: c.isCapture(), proxy: c.isProxy(), maxConnections: int64(c.MaxConnections)}
 	if err := g.addWay(conf, c); err != nil {
 		return nil, err
+	}
+	for user, text := range c.Identities {
+		id, err := spiffe.Parse(text)
+		if err != nil {
+			return nil, fmt.Errorf("identity of %s: %w", user, err)
+		}
+		if conf.identities == nil {
+			conf.identities = make(map[string]spiffe.ID)
+		}
+		conf.identities[user] = id
 	}
 	if conf.capture {
 		conf.sniff = max(cmp.Or(c.Sniff, capture.SniffTimeout), 0)

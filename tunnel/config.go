@@ -61,6 +61,9 @@ type ListenerConfig struct {
 	// HTTP says who may use an `http-proxy` listener. A `proxy` listener without users here takes those of
 	// SOCKS5.
 	HTTP capture.HTTPConfig `yaml:"http"`
+	// Identities are the SPIFFE IDs that apps carry which have logged in, by user name; policy judges by
+	// them. Apps of other users carry this gateway's.
+	Identities map[string]string `yaml:"identities"`
 	// Open lets a `socks5`, `http-proxy` or `proxy` listener without users be reachable from other hosts.
 	// Whoever reaches it uses this gateway's identity.
 	Open bool `yaml:"open"`

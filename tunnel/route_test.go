@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"culvert/capture"
 	"culvert/policy"
@@ -102,6 +103,38 @@ func TestValidate(t *testing.T) {
 		}, "", ""},
 		{"empty users", func(c *Config) { c.Listeners[0].SOCKS5.Users = map[string]capture.Password{} }, "listeners[0].socks5.users", ""},
 		{"users on another kind", func(c *Config) { c.Listeners[1].SOCKS5.UsersFile = "x" }, "listeners[1].socks5", "only"},
+		{"http on another kind", func(c *Config) { c.Listeners[0].HTTP.TokensFile = "x" }, "listeners[0].http", "only"},
+		{"http proxy off loopback", func(c *Config) { c.Listeners[0].Kind, c.Listeners[0].Address = KindHTTPProxy, ":1080" }, "listeners[0].address", "HTTP proxy"},
+		{"http proxy off loopback, with login", func(c *Config) {
+			c.Listeners[0].Kind, c.Listeners[0].Address, c.Listeners[0].HTTP.TokensFile = KindHTTPProxy, ":1080", "x"
+		}, "", ""},
+		{"both off loopback, with a login for one", func(c *Config) {
+			c.Listeners[0].Kind, c.Listeners[0].Address, c.Listeners[0].HTTP.TokensFile = KindProxy, ":1080", "x"
+		}, "listeners[0].address", "SOCKS5"},
+		{"both off loopback, with login", func(c *Config) {
+			c.Listeners[0].Kind, c.Listeners[0].Address, c.Listeners[0].SOCKS5.UsersFile = KindProxy, ":1080", "x"
+		}, "", ""},
+		{"identity of a user", func(c *Config) {
+			c.Listeners[0].SOCKS5.UsersFile, c.Listeners[0].Identities = "x", map[string]string{"bob": "bob"}
+		}, "listeners[0].identities.bob", "spiffe://"},
+		{"identities without users", func(c *Config) {
+			c.Listeners[0].Identities = map[string]string{"bob": "spiffe://cluster.local/ns/default/sa/bob"}
+		}, "listeners[0].identities", "nobody logs in"},
+		{"network", func(c *Config) { c.Listeners[2].Network = "sctp" }, "listeners[2].network", "tcp or udp"},
+		{"network of another kind", func(c *Config) { c.Listeners[0].Network = "udp" }, "listeners[0].network", "remove"},
+		{"udp to a unix socket", func(c *Config) { c.Listeners[2].Network, c.Listeners[2].To = "udp", "unix:/run/x" }, "listeners[2].to", "datagrams"},
+		{"unix socket", func(c *Config) { c.Listeners[2].Address = "unix:/run/x.sock" }, "", ""},
+		{"unix socket without a path", func(c *Config) { c.Listeners[2].Address = "unix:x.sock" }, "listeners[2].address", "absolute"},
+		{"range of ports", func(c *Config) { c.Listeners[2].Address = "127.0.0.1:8000-8010" }, "", ""},
+		{"range of ports on another kind", func(c *Config) { c.Listeners[0].Address = "127.0.0.1:8000-8010" }, "listeners[0].address", "forward"},
+		{"ranges of other lengths", func(c *Config) {
+			c.Listeners[2].Address, c.Listeners[2].To = "127.0.0.1:8000-8010", "orders.shop.svc:90-91"
+		}, "listeners[2].to", "2 ports"},
+		{"sniff on another kind", func(c *Config) { c.Listeners[0].Sniff = time.Second }, "listeners[0].sniff", "tproxy"},
+		{"strict on another kind", func(c *Config) { c.Listeners[0].Strict = true }, "listeners[0].strict", "tproxy"},
+		{"captured on another kind", func(c *Config) { c.Listeners[0].Captured = true }, "listeners[0].captured", "dns"},
+		{"source", func(c *Config) { c.Routes[1].Source = "hide" }, "routes[1].source", "keep"},
+		{"source beyond a hop", func(c *Config) { c.Routes[0].Source = "keep" }, "routes[0].source", "next hop"},
 		{"hop without address", func(c *Config) { c.Hops["east"] = HopConfig{} }, "hops.east", "no address"},
 		{"hop with both", func(c *Config) {
 			c.Hops["east"] = HopConfig{Address: "a:1", Endpoints: []EndpointConfig{{Address: "b:1"}}}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -215,6 +216,14 @@ func (v *validator) logins(at string, l *ListenerConfig) {
 		}
 		h.UsersFile, h.TokensFile = "", ""
 		v.join(at+".http", h.Validate())
+	}
+	for _, user := range slices.Sorted(maps.Keys(l.Identities)) {
+		if _, err := spiffe.Parse(l.Identities[user]); err != nil {
+			v.note(at+".identities."+user, "%v; it should be like spiffe://cluster.local/ns/default/sa/bob", err)
+		}
+	}
+	if len(l.Identities) > 0 && !l.SOCKS5.RequiresLogin() && !l.HTTP.RequiresLogin() {
+		v.note(at+".identities", "nobody logs in here, so nobody would have one of these; name users under socks5 or http, or remove identities")
 	}
 	open := socks && !l.SOCKS5.RequiresLogin() || web && !l.HTTP.RequiresLogin() && !l.SOCKS5.RequiresLogin()
 	if open && !l.Open && listenAddressProblem(l.Address) == "" && !isLoopback(l.Address) {

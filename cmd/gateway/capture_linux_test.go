@@ -474,6 +474,43 @@ routes:
 	}
 }
 
+// TestNetnsLoop finds out that a flow is the gateway's own, which rules that are not ours have sent back.
+func TestNetnsLoop(t *testing.T) {
+	for name, rules := range map[string]string{
+		"redirect": `table inet bad {
+			chain output { type nat hook output priority -100; tcp dport 7 redirect to :15001; }
+		}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHosts(t)
+			h.far.whoServer(far4)
+			config := h.write(t, "gw.yaml", []byte(`
+identity: {cert: client.pem, key: client.key, roots: root.pem}
+listeners:
+- {name: out, kind: redirect, address: "localhost:15001"}
+routes:
+- {listeners: [out], destinations: ["10.2.0.0/24"]}
+`))
+			g := h.gatewayOn(t, h.app, "", "-c", config)
+			h.app.run("nft", "-f", h.write(t, "bad.nft", []byte(rules)))
+			if got, _, err := h.app.from(far4); err == nil {
+				t.Errorf("the flow comes from %s", got)
+			}
+			g.says(t, "msg=flow", "reason=loop", "captured again")
+			if n := strings.Count(g.out.String(), "msg=flow"); n > 4 {
+				t.Errorf("it went round %d times", n)
+			}
+			// Nor does what is made to the listener itself.
+			nc, err := h.app.dial(t.Context(), "tcp", "127.0.0.1:15001")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nc.Close()
+			g.says(t, "msg=flow", "reason=loop", "this gateway itself listens")
+		})
+	}
+}
+
 // deadline is when a test gives up on a connection.
 func deadline() time.Time { return time.Now().Add(patience) }
 
