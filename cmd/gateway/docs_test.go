@@ -151,7 +151,8 @@ func sentence(doc, goName string, st *ast.StructType) string {
 			continue
 		}
 		if name, _, ok := yamlName(reflect.StructTag(strings.Trim(f.Tag.Value, "`")).Get("yaml")); ok {
-			doc = regexp.MustCompile("\\b"+f.Names[0].Name+"\\b").ReplaceAllString(doc, "`"+name+"`")
+			// HTTP is a field, and HTTP/2 is none.
+			doc = regexp.MustCompile("\\b"+f.Names[0].Name+"\\b([^/]|$)").ReplaceAllString(doc, "`"+name+"`$1")
 		}
 	}
 	if named {
@@ -206,6 +207,9 @@ func typeWord(e ast.Expr) (string, *innerType) {
 func importDir(dir, pkg string) string {
 	if pkg == "" {
 		return dir
+	}
+	if pkg == "names" {
+		pkg = "capture/names"
 	}
 	return filepath.Join("../..", pkg)
 }
