@@ -31,7 +31,7 @@ SUITE := gotestsum --format pkgname --format-icons text --jsonfile
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help run build setup tools test check lint race costs portable conformance soak bench compare attack fuzz clean
+.PHONY: help run build setup tools test check lint race costs portable conformance soak bench compare capture attack fuzz clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -94,6 +94,11 @@ compare: ## this gateway pair beside others, into bench/RESULTS.md: ROUNDS=5, an
 	@$(MAKE) build
 	@$(GO) build -o .build/compare ./bench/compare
 	@.build/compare -rounds $(ROUNDS) -pairs '$(PAIRS)' -measures '$(MEASURES)' -out $(OUT)
+
+capture: build ## what capturing costs, on hosts of network namespaces, into bench/CAPTURE.md; as root
+	@CGO_ENABLED=0 $(GO) build -trimpath -tags plainudp -o .build/gateway-plain ./cmd/gateway
+	@$(GO) build -o .build/capture ./bench/capture
+	@.build/capture -rounds $(or $(filter-out 5,$(ROUNDS)),10)
 
 attack: build ## the attacks of SECURITY.md at full speed on bin/gateway; prints a table and keeps it in docs/attacks.md
 	@$(GO) run ./bench/attack/cmd -gateway bin/gateway -o docs/attacks.md

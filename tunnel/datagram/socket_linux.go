@@ -1,3 +1,5 @@
+//go:build !plainudp
+
 package datagram
 
 import (
@@ -18,6 +20,9 @@ const (
 	maxTrain    = MaxPayload
 	// maxMessages is how many writes go into one call.
 	maxMessages = 64
+	// queueBytes is how much may wait in a socket, while others have the processor: some ten milliseconds of a gigabit
+	// a second. What a flow does not take is lost, as it is on any slow road.
+	queueBytes = 1 << 20
 )
 
 // ioOf returns how the datagrams of nc are read and written.
@@ -38,6 +43,10 @@ func ioOf(nc net.Conn) socketIO {
 	_ = raw.Control(func(fd uintptr) {
 		// Systems before Linux 5.0 join nothing.
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+		// With less privilege it is what net.core.rmem_max allows.
+		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, queueBytes) != nil {
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, queueBytes)
+		}
 	})
 	s.tryAwait, s.tryRead = nowait.Readable, s.receive
 	return s
