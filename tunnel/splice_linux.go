@@ -12,8 +12,13 @@ import (
 	"culvert/tunnel/nowait"
 )
 
-// pipeBytes is how much a pipe may hold between two sockets. The system gives less where a user has many pipes.
-const pipeBytes = 256 << 10
+const (
+	// pipeBytes is how much a pipe may hold between two sockets. The system gives less to users with many pipes (pipe(7),
+	// /proc/sys/fs/pipe-user-pages-soft).
+	pipeBytes = 1 << 20
+	// leastPipe is the smallest pipe that is of use: with less, copying is faster.
+	leastPipe = 64 << 10
+)
 
 // pipe is what bytes pass through that splice(2) moves from socket to socket: they are not copied, and do not come into
 // this process. It is empty while it is in pipes.
@@ -25,7 +30,15 @@ var pipes = sync.Pool{New: func() any {
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return (*pipe)(nil)
 	}
-	_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeBytes) // else it holds 64 KiB
+	size, err := unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeBytes)
+	if err != nil {
+		size, err = unix.FcntlInt(uintptr(fds[0]), unix.F_GETPIPE_SZ, 0)
+	}
+	if err != nil || size < leastPipe {
+		_ = unix.Close(fds[0])
+		_ = unix.Close(fds[1])
+		return (*pipe)(nil)
+	}
 	p := &pipe{fds[0], fds[1]}
 	runtime.AddCleanup(p, func(fds [2]int) {
 		_ = unix.Close(fds[0])
