@@ -187,11 +187,11 @@ func (s Socket) Listen(ctx context.Context) (net.Listener, error) {
 
 // Adopt readies a socket that somebody else has opened at the same address.
 func (s Socket) Adopt(c syscall.Conn) error {
-	if !s.Transparent {
-		return nil
-	}
 	raw, err := c.SyscallConn()
-	if err != nil {
+	if err == nil && s.Network == "udp" {
+		err = sharePort(raw)
+	}
+	if err != nil || !s.Transparent {
 		return err
 	}
 	return makeTransparent(raw)

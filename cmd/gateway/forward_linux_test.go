@@ -168,6 +168,57 @@ func TestForwardUnix(t *testing.T) {
 	}
 }
 
+// TestInheritedSockets takes over what a service manager has opened: for datagrams, and in the file system.
+func TestInheritedSockets(t *testing.T) {
+	m := newMesh(t)
+	exit := m.exit(t)
+	path := filepath.Join(t.TempDir(), "in.sock")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var files []*os.File
+	for _, c := range []interface{ File() (*os.File, error) }{ln.(*net.UnixListener), pc.(*net.UDPConn)} {
+		f, err := c.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, f)
+	}
+	at := pc.LocalAddr().String()
+	ln.(*net.UnixListener).SetUnlinkOnClose(false)
+	_, _ = ln.Close(), pc.Close()
+	g, cmd := m.command(t, "client", "--forward", "unix:"+path+"="+serve(t, echo), "--forward", "udp:"+at+"="+serveUDP(t), "--forward", "$ADDR=127.0.0.1:9", "--via", exit.addr)
+	cmd.ExtraFiles = append(cmd.ExtraFiles, files...)
+	cmd.Env = append(cmd.Env, "LISTEN_FDS=4")
+	g.process = start(t, cmd)
+	within(t, "gateway ready", func() error {
+		_, err := g.get("/readyz")
+		return err
+	})
+	if text := g.out.String(); strings.Contains(text, "was closed") {
+		t.Errorf("a socket was not taken:\n%s", text)
+	}
+	nc, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	echoes(t, nc, "hello")
+	app, err := net.Dial("udp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer app.Close()
+	if got, err := asksUDP(app, "hello"); got != "hello" || err != nil {
+		t.Errorf("datagrams come back as %q, %v", got, err)
+	}
+}
+
 // TestForwardRange leads each port of a range to its own.
 func TestForwardRange(t *testing.T) {
 	m := newMesh(t)
