@@ -1,9 +1,12 @@
 package names
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -31,9 +34,9 @@ type Config struct {
 	// AllowLocal are names whose answers may be addresses of this host or of its link, as of names in a test, written
 	// as in Virtual.
 	AllowLocal []string `yaml:"allowLocal"`
-	// Timeout is how long a resolver may take. Default 3s.
+	// Timeout is how long a resolver may take. Default 3s. Several share 4s, or this if it is longer: apps wait for 5s.
 	Timeout time.Duration `yaml:"timeout"`
-	// CacheEntries is how many answers are kept. Default 10000; negative: none.
+	// CacheEntries is how many answers are kept, each of 4 KiB at most. Default 10000; negative: none.
 	CacheEntries int `yaml:"cacheEntries"`
 }
 
@@ -50,6 +53,8 @@ const (
 	defaultIPv4    = "240.0.0.0/12"
 	defaultIPv6    = "fd63:756c:7665:7274::/96"
 	defaultTimeout = 3 * time.Second
+	// questionTime is how long one question may take altogether: apps ask again after five seconds (resolv.conf(5)).
+	questionTime   = 4 * time.Second
 	defaultEntries = 10_000
 	noAddresses    = "none"
 	dnsPort        = 53
@@ -79,8 +84,9 @@ type compiled struct {
 	search     []string
 	virtual    patterns
 	allowLocal patterns
-	four, six  netip.Prefix // not valid: none
-	timeout    time.Duration
+	four, six  netip.Prefix  // not valid: none
+	timeout    time.Duration // of one resolver
+	patience   time.Duration // of a question
 	entries    int
 }
 
@@ -106,8 +112,8 @@ func (c *Config) compile() (*compiled, error) {
 		return servers
 	}
 	name := func(field, text string) string {
-		if _, ok := dns.IsDomainName(text); !ok || text == "" || strings.ContainsAny(text, "* \\") {
-			fault(field, "%q is no name; it should be like corp.example", text)
+		if _, ok := dns.IsDomainName(text); !ok || text != "." && !isHost(canonical(text)) {
+			fault(field, "%q is no name; it should be like corp.example, with others than ASCII letters in their xn-- form", text)
 		}
 		return canonical(text)
 	}
@@ -121,6 +127,9 @@ func (c *Config) compile() (*compiled, error) {
 	k.upstream = upstream("upstream", c.Upstream)
 	for i, z := range c.Zones {
 		at := fmt.Sprintf("zones[%d]", i)
+		if slices.ContainsFunc(k.zones, func(other zone) bool { return other.name == canonical(z.Name) }) {
+			fault(at+".name", "there is %s above already; keep one of them", z.Name)
+		}
 		k.zones = append(k.zones, zone{name(at+".name", z.Name), upstream(at+".upstream", z.Upstream)})
 		if len(z.Upstream) == 0 {
 			fault(at+".upstream", "the zone has no resolver; name one")
@@ -142,6 +151,7 @@ func (c *Config) compile() (*compiled, error) {
 	case k.timeout == 0:
 		k.timeout = defaultTimeout
 	}
+	k.patience = max(questionTime, k.timeout)
 	if k.entries == 0 {
 		k.entries = defaultEntries
 	}
@@ -158,10 +168,11 @@ func serverAddress(text string) (server string, ok bool) {
 	}
 	host, port, found := strings.Cut(text, ":")
 	if !found {
-		host, port = text, "53"
+		host, port = text, strconv.Itoa(dnsPort)
 	}
+	n, err := strconv.ParseUint(port, 10, 16)
 	_, valid := dns.IsDomainName(host)
-	return host + ":" + port, valid && host != "" && port != "" && strings.Trim(port, "0123456789") == "" && !strings.ContainsAny(host, " /[]")
+	return host + ":" + port, valid && host != "." && isHost(canonical(host)) && err == nil && n != 0
 }
 
 // addressRange reads a range of virtual addresses.
@@ -178,11 +189,38 @@ func addressRange(text, def string, v4 bool, fault func(string)) netip.Prefix {
 		fault(fmt.Sprintf("%q is no range of addresses for names; it should be like %s, or none", text, def))
 		return netip.Prefix{}
 	}
+	for _, taken := range []string{"0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::/8", "fe80::/10", "ff00::/8"} {
+		if p.Overlaps(netip.MustParsePrefix(taken)) {
+			fault(fmt.Sprintf("%s holds addresses of %s, which mean something else; it should be like %s, or none", text, taken, def))
+			return netip.Prefix{}
+		}
+	}
 	return p.Masked()
 }
 
 // canonical is a name in lower case with its final dot.
 func canonical(name string) string { return dns.CanonicalName(name) }
+
+// within reports whether name is zone, or below it. Both are canonical. A dot in a label is escaped, and ends none.
+func within(name, zone string) bool {
+	if zone == "." || name == zone {
+		return true
+	}
+	label, ok := strings.CutSuffix(name, "."+zone)
+	return ok && (len(label)-len(strings.TrimRight(label, `\`)))%2 == 0
+}
+
+// isHost reports whether a canonical name is one that a flow can be to: labels of letters, digits, hyphens and
+// underscores. Others, which need escapes, are data.
+func isHost(name string) bool {
+	name, dot := strings.CutSuffix(name, ".")
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || label[0] == '-' || label[len(label)-1] == '-' || strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+			return false
+		}
+	}
+	return dot
+}
 
 // pattern is one name, or all names below one.
 type pattern struct {
@@ -195,9 +233,14 @@ type patterns []pattern
 // match reports whether one of p takes name, which is canonical.
 func (p patterns) match(name string) bool {
 	for _, one := range p {
-		if one.below && len(name) > len(one.name) && strings.HasSuffix(name, "."+one.name) || !one.below && name == one.name {
+		if one.below && name != one.name && within(name, one.name) || !one.below && name == one.name {
 			return true
 		}
 	}
 	return false
+}
+
+// sortZones puts the longest name first.
+func sortZones(zones []zone) {
+	slices.SortStableFunc(zones, func(a, b zone) int { return cmp.Compare(dns.CountLabel(b.name), dns.CountLabel(a.name)) })
 }

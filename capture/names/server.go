@@ -3,12 +3,11 @@ package names
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
-	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,11 +16,16 @@ import (
 )
 
 const (
-	// udpSize is what we take from a resolver in one datagram (the DNS flag day of 2020), and what an app may be sent that
-	// does not say more.
-	udpSize   = 1232
-	plainSize = 512 // RFC 1035, section 2.3.4
-	maxAnswer = 64 << 10
+	// udpSize is what we take from a resolver in one datagram, and what an app is sent in one at most, whatever it says
+	// that it takes: more is in pieces on its way (the DNS flag day of 2020). There is TCP for the rest.
+	udpSize = 1232
+	// plainSize is what an app takes that says nothing (RFC 1035, section 2.3.4).
+	plainSize = dns.MinMsgSize
+	// maxQuestion is the longest message that is read from an app. A name and the options of EDNS need a part of it.
+	maxQuestion = 4 << 10
+	// atOnce is how many questions of one connection are answered at a time; others wait in its socket. Apps ask for
+	// IPv4 and IPv6 in one breath, and the one must not wait for the other (RFC 7766, section 6.2.1.1).
+	atOnce    = 16
 	tcpIdle   = 10 * time.Second // between two questions on a connection (RFC 7766, section 6.2.3)
 	tcpAtMost = 100              // questions on one connection
 	udpIdle   = time.Second      // after the last question of a source
@@ -43,8 +47,9 @@ type Server struct {
 
 // Stats counts questions by what became of them. Fields are read and written with atomic operations.
 type Stats struct {
-	// Questions came, of which Virtual were answered with a virtual address, Cached from the cache, Failed for want of
-	// a resolver's answer, and Refused as they were none that is answered, or their answer none that is passed on.
+	// Questions came, of which Virtual were about names of the mesh, Cached were answered from the cache, Failed for
+	// want of a resolver's answer or of a virtual address, and Refused as they were none that is answered, or their
+	// answer none that is passed on.
 	Questions, Virtual, Cached, Failed, Refused atomic.Int64
 	// Dropped are messages that were no questions, and answers that were not to the question asked.
 	Dropped atomic.Int64
@@ -79,79 +84,126 @@ func (s *Server) Adopt(old *Server) {
 // Name returns the name whose virtual address addr is. virtual tells that addr is one of the range; then, without a
 // name, it is nobody's, or was before a restart.
 func (s *Server) Name(addr netip.Addr) (name string, virtual bool) {
-	if addr.Is4() {
+	if addr = addr.Unmap().WithZone(""); addr.Is4() {
 		return s.four.name(addr)
 	}
 	return s.six.name(addr)
 }
 
-// ServeStream answers the questions on a connection, one after the other, until the app closes it or is silent. asked is
-// the resolver that the app meant to reach, not valid if it was this one. It does not close nc.
+// ServeStream answers the questions on a connection, until the app closes it or is silent, or ctx ends. Answers come as
+// they are found, which need not be the order of the questions. asked is the resolver that the app meant to reach, not
+// valid if it was this one. It does not close nc.
 func (s *Server) ServeStream(ctx context.Context, nc net.Conn, asked netip.AddrPort) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer unblock(ctx, nc)()
+	open := newAnswering()
+	defer open.wait() // before the above: an app that sends no more may still take answers
 	conn := &dns.Conn{Conn: nc}
+	buf := make([]byte, maxQuestion)
 	for range tcpAtMost {
 		_ = nc.SetReadDeadline(time.Now().Add(tcpIdle)) // a closed connection tells
-		head, err := conn.ReadMsgHeader(nil)
+		if ctx.Err() != nil {
+			return // unblock may have been before this deadline
+		}
+		n, err := conn.Read(buf)
 		if err != nil {
 			return
 		}
-		answer := s.answer(ctx, head, asked, maxAnswer)
-		if answer == nil {
-			return
-		}
-		_ = nc.SetWriteDeadline(time.Now().Add(tcpIdle)) // as above
-		if _, err := conn.Write(answer); err != nil {
-			return
-		}
+		question := slices.Clone(buf[:n])
+		open.add(func() {
+			answer := s.answer(ctx, question, asked, dns.MaxMsgSize)
+			_ = nc.SetWriteDeadline(time.Now().Add(tcpIdle)) // as above
+			if answer == nil || ctx.Err() != nil {
+				cancel() // who sends something else does not speak DNS
+			} else if _, err := conn.Write(answer); err != nil {
+				cancel()
+			}
+		})
 	}
 }
 
 // ServePackets answers the questions on a connection of datagrams, of which first have been read, until the app is
-// silent for a second. It does not close nc.
+// silent for a second and has its answers, or ctx ends. It does not close nc.
 func (s *Server) ServePackets(ctx context.Context, nc net.Conn, asked netip.AddrPort, first [][]byte) {
-	buf := make([]byte, maxAnswer)
+	defer unblock(ctx, nc)()
+	open := newAnswering()
+	defer open.wait()
+	buf := make([]byte, maxQuestion)
 	for {
 		for _, question := range first {
-			if answer := s.answer(ctx, question, asked, plainSize); answer != nil {
-				_, _ = nc.Write(answer) // UDP may lose it
-			}
+			open.add(func() {
+				if answer := s.answer(ctx, question, asked, plainSize); answer != nil {
+					_, _ = nc.Write(answer) // UDP may lose it
+				}
+			})
 		}
 		_ = nc.SetReadDeadline(time.Now().Add(udpIdle)) // a closed connection tells
+		if ctx.Err() != nil {
+			return // unblock may have been before this deadline
+		}
 		n, err := nc.Read(buf)
-		if err != nil {
+		switch {
+		case err == nil:
+			first = [][]byte{slices.Clone(buf[:n])}
+		case errors.Is(err, os.ErrDeadlineExceeded) && open.any():
+			first = nil // an app that waits is not gone
+		default:
 			return
 		}
-		first = [][]byte{slices.Clone(buf[:n])}
 	}
 }
 
+// unblock ends what waits on nc when ctx ends, until stop is called.
+func unblock(ctx context.Context, nc net.Conn) (stop func() bool) {
+	return context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) }) // a closed connection waits for nothing
+}
+
+// answering are the questions of one connection that are being answered.
+type answering struct {
+	slots chan struct{}
+	group sync.WaitGroup
+}
+
+func newAnswering() *answering { return &answering{slots: make(chan struct{}, atOnce)} }
+
+// add runs f beside its caller, which it holds up while there are too many.
+func (a *answering) add(f func()) {
+	a.slots <- struct{}{}
+	a.group.Go(func() { // ends with its answer, which has a limit of time; wait waits for it
+		defer func() { <-a.slots }()
+		f()
+	})
+}
+
+func (a *answering) any() bool { return len(a.slots) > 0 }
+
+func (a *answering) wait() { a.group.Wait() }
+
 // answer returns the answer to a question, nil if it deserves none. size is how long it may be where the question does
-// not say.
+// not say. It takes no longer than an app waits.
 func (s *Server) answer(ctx context.Context, question []byte, asked netip.AddrPort, size int) []byte {
-	q := new(dns.Msg)
-	if err := q.Unpack(question); err != nil || q.Response {
+	q, err := unpack(question)
+	if err != nil || q.Response {
 		s.stats.Dropped.Add(1) // an answer to it could be one to somebody else
 		return nil
 	}
 	s.stats.Questions.Add(1)
+	ctx, cancel := context.WithTimeout(ctx, s.c.patience)
+	defer cancel()
 	m := s.reply(ctx, q, asked)
 	m.Id, m.RecursionAvailable = q.Id, true
 	if opt := q.IsEdns0(); opt != nil {
-		if m.IsEdns0() == nil {
-			m.SetEdns0(udpSize, opt.Do())
-		}
+		m.SetEdns0(udpSize, opt.Do())
 		if size == plainSize {
-			size = int(max(opt.UDPSize(), plainSize))
+			size = min(max(int(opt.UDPSize()), plainSize), udpSize)
 		}
-	} else {
-		m.Extra = slices.DeleteFunc(m.Extra, func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeOPT })
 	}
 	m.Compress = true
 	m.Truncate(size)
 	b, err := m.Pack()
-	if err != nil { // what came from a resolver cannot be sent on
-		m = failure(q, dns.RcodeServerFailure)
-		b, _ = m.Pack()
+	if err != nil || len(b) > size { // what came from a resolver cannot be sent on
+		b, _ = failure(q, dns.RcodeServerFailure).Pack() // nil at worst: no answer
 	}
 	return b
 }
@@ -163,70 +215,99 @@ func failure(q *dns.Msg, code int) *dns.Msg {
 	return m
 }
 
-func (s *Server) reply(ctx context.Context, q *dns.Msg, asked netip.AddrPort) *dns.Msg {
-	refuse := func(code int) *dns.Msg {
-		s.stats.Refused.Add(1)
-		return failure(q, code)
+// unserved returns the code for a question that is not answered, RcodeSuccess for all others.
+func unserved(q *dns.Msg) int {
+	opts := 0
+	for _, rr := range q.Extra {
+		if rr.Header().Rrtype == dns.TypeOPT {
+			opts++
+		}
 	}
 	switch {
 	case q.Opcode != dns.OpcodeQuery:
-		return refuse(dns.RcodeNotImplemented)
-	case len(q.Question) != 1:
-		return refuse(dns.RcodeFormatError)
-	case q.Question[0].Qclass != dns.ClassINET:
-		return refuse(dns.RcodeRefused)
+		return dns.RcodeNotImplemented
+	case len(q.Question) != 1 || opts > 1: // RFC 9619, section 4; RFC 6891, section 6.1.1
+		return dns.RcodeFormatError
+	case opts == 1 && q.IsEdns0().Version() != 0: // RFC 6891, section 6.1.3
+		return dns.RcodeBadVers
 	}
-	switch q.Question[0].Qtype {
-	case dns.TypeAXFR, dns.TypeIXFR, dns.TypeANY, dns.TypeOPT:
-		return refuse(dns.RcodeRefused)
+	// RFC 6895, section 3.1: types from 128 to 255 are no data, but such as zone transfers and ANY.
+	const firstMeta, lastMeta = 128, 255
+	kind := q.Question[0].Qtype
+	if q.Question[0].Qclass != dns.ClassINET || kind == dns.TypeNone || kind == dns.TypeOPT || kind >= firstMeta && kind <= lastMeta {
+		return dns.RcodeRefused
+	}
+	return dns.RcodeSuccess
+}
+
+func (s *Server) reply(ctx context.Context, q *dns.Msg, asked netip.AddrPort) *dns.Msg {
+	if code := unserved(q); code != dns.RcodeSuccess {
+		s.stats.Refused.Add(1)
+		return failure(q, code)
 	}
 	name := canonical(q.Question[0].Name)
 	if s.c.virtual.match(name) {
 		s.stats.Virtual.Add(1)
 		return s.virtual(q, name)
 	}
-	m, err := s.resolve(ctx, q, name, asked)
+	m, cached, err := s.resolve(ctx, q, name, asked)
 	var code refusedCode
 	switch {
 	case errors.As(err, &code):
-		return refuse(int(code))
+		s.stats.Refused.Add(1)
+		return failure(q, int(code))
 	case err != nil:
 		s.stats.Failed.Add(1)
 		return failure(q, dns.RcodeServerFailure)
 	}
-	if m.Rcode == dns.RcodeNameError && strings.Count(name, ".") == 1 {
-		if found := s.search(ctx, q, name, asked); found != nil {
-			return found
+	if m.Rcode == dns.RcodeNameError && dns.CountLabel(name) == 1 {
+		if found, ofCache := s.search(ctx, q, name, asked); found != nil {
+			m, cached = found, ofCache
 		}
+	}
+	if cached {
+		s.stats.Cached.Add(1)
 	}
 	return m
 }
 
 // virtual answers a question about a name of the mesh.
 func (s *Server) virtual(q *dns.Msg, name string) *dns.Msg {
+	if !isHost(name) {
+		return failure(q, dns.RcodeNameError) // no flow can be to it
+	}
 	m := new(dns.Msg)
 	m.SetReply(q)
 	m.Authoritative = true
 	head := dns.RR_Header{Name: q.Question[0].Name, Rrtype: q.Question[0].Qtype, Class: dns.ClassINET, Ttl: virtualTTL}
+	left := true
+	var addr netip.Addr
 	switch q.Question[0].Qtype {
 	case dns.TypeA:
-		if addr := s.four.of(name); addr.IsValid() {
+		if addr, left = s.four.of(name); addr.IsValid() {
 			m.Answer = []dns.RR{&dns.A{Hdr: head, A: addr.AsSlice()}}
 		}
 	case dns.TypeAAAA:
-		if addr := s.six.of(name); addr.IsValid() {
+		if addr, left = s.six.of(name); addr.IsValid() {
 			m.Answer = []dns.RR{&dns.AAAA{Hdr: head, AAAA: addr.AsSlice()}}
 		}
+	}
+	if !left {
+		s.stats.Failed.Add(1)
+		return failure(q, dns.RcodeServerFailure)
 	}
 	return m // the name exists, with what there is of it (RFC 2308, section 2.2)
 }
 
 // search looks for a name of one label in the search domains.
-func (s *Server) search(ctx context.Context, q *dns.Msg, name string, asked netip.AddrPort) *dns.Msg {
+func (s *Server) search(ctx context.Context, q *dns.Msg, name string, asked netip.AddrPort) (m *dns.Msg, cached bool) {
 	for _, domain := range s.c.search {
 		longer := q.Copy()
 		longer.Question[0].Name = name + domain
-		m := s.replyFound(ctx, longer, asked)
+		if _, ok := dns.IsDomainName(longer.Question[0].Name); !ok {
+			continue // too long
+		}
+		m, cached := s.replyFound(ctx, longer, asked)
 		if m == nil {
 			continue
 		}
@@ -235,181 +316,23 @@ func (s *Server) search(ctx context.Context, q *dns.Msg, name string, asked neti
 			Target: longer.Question[0].Name,
 		}
 		m.Question, m.Answer = q.Question, append([]dns.RR{alias}, m.Answer...)
-		return m
+		m.AuthenticatedData = false // nobody has signed the alias
+		return m, cached
 	}
-	return nil
+	return nil, false
 }
 
-// replyFound answers a question about a name that was made of another one, nil where there is no such name.
-func (s *Server) replyFound(ctx context.Context, q *dns.Msg, asked netip.AddrPort) *dns.Msg {
+// replyFound answers a question about a name that was made of another one, nil where there is no such name. One that
+// has no record of the type is a name: it would else be there for A, and not for AAAA.
+func (s *Server) replyFound(ctx context.Context, q *dns.Msg, asked netip.AddrPort) (m *dns.Msg, cached bool) {
 	name := canonical(q.Question[0].Name)
 	if s.c.virtual.match(name) {
-		return s.virtual(q, name)
+		s.stats.Virtual.Add(1)
+		return s.virtual(q, name), false
 	}
-	m, err := s.resolve(ctx, q, name, asked)
-	if err != nil || m.Rcode != dns.RcodeSuccess || len(m.Answer) == 0 {
-		return nil
+	m, cached, err := s.resolve(ctx, q, name, asked)
+	if err != nil || m.Rcode != dns.RcodeSuccess {
+		return nil, false
 	}
-	return m
-}
-
-// refusedCode is an answer that is not passed on.
-type refusedCode int
-
-func (c refusedCode) Error() string { return dns.RcodeToString[int(c)] }
-
-// servers are the resolvers for a name.
-func (s *Server) servers(name string, asked netip.AddrPort) []string {
-	for _, z := range s.c.zones {
-		if name == z.name || strings.HasSuffix(name, "."+z.name) {
-			return z.upstream
-		}
-	}
-	switch {
-	case len(s.c.upstream) > 0:
-		return s.c.upstream
-	case asked.IsValid():
-		return []string{asked.String()}
-	case s.system != nil:
-		return s.system()
-	}
-	return nil
-}
-
-// resolve asks the cache, and then the resolvers for the name. The answer is a copy.
-func (s *Server) resolve(ctx context.Context, q *dns.Msg, name string, asked netip.AddrPort) (*dns.Msg, error) {
-	servers := s.servers(name, asked)
-	if len(servers) == 0 {
-		return nil, errors.New("there is no resolver")
-	}
-	key := cacheKey{name: name, kind: q.Question[0].Qtype, upstream: strings.Join(servers, " "), secure: q.IsEdns0() != nil && q.IsEdns0().Do()}
-	m := s.cache.get(key)
-	if m != nil {
-		s.stats.Cached.Add(1)
-	} else {
-		// Those who ask the same meanwhile wait for one answer.
-		v, err, _ := s.flights.Do(fmt.Sprintf("%+v %v", key, q.CheckingDisabled), func() (any, error) {
-			m, err := s.ask(ctx, q, servers)
-			if err == nil {
-				err = s.check(name, m)
-			}
-			if err == nil {
-				s.cache.put(key, m)
-			}
-			return m, err
-		})
-		if err != nil {
-			return nil, err
-		}
-		m = v.(*dns.Msg).Copy()
-	}
-	m.Question = q.Question // in the letters that the app has written
-	m.Response, m.RecursionDesired, m.CheckingDisabled = true, q.RecursionDesired, q.CheckingDisabled
-	return m, nil
-}
-
-// check refuses answers with addresses of this host, or of its link, for names that have no business with them: a page of
-// such a name could reach what listens here (DNS rebinding).
-func (s *Server) check(name string, m *dns.Msg) error {
-	if s.c.allowLocal.match(name) {
-		return nil
-	}
-	for _, rr := range m.Answer {
-		var addr netip.Addr
-		switch rr := rr.(type) {
-		case *dns.A:
-			addr, _ = netip.AddrFromSlice(rr.A)
-		case *dns.AAAA:
-			addr, _ = netip.AddrFromSlice(rr.AAAA)
-		default:
-			continue
-		}
-		addr = addr.Unmap()
-		if addr.IsLoopback() || addr.IsUnspecified() || addr.IsLinkLocalUnicast() || s.c.four.IsValid() && s.c.four.Contains(addr) || s.c.six.IsValid() && s.c.six.Contains(addr) {
-			return refusedCode(dns.RcodeRefused)
-		}
-	}
-	return nil
-}
-
-// ask asks resolvers, one after the other, until one answers.
-func (s *Server) ask(ctx context.Context, q *dns.Msg, servers []string) (*dns.Msg, error) {
-	var errs []error
-	for _, server := range servers {
-		m, err := s.exchange(ctx, q, server, "udp")
-		if err == nil && m.Truncated {
-			m, err = s.exchange(ctx, q, server, "tcp")
-		}
-		if err == nil && m.Rcode != dns.RcodeServerFailure && m.Rcode != dns.RcodeRefused {
-			return m, nil
-		}
-		if err == nil {
-			err = fmt.Errorf("%s answers %s", server, dns.RcodeToString[m.Rcode])
-		}
-		errs = append(errs, err)
-		if ctx.Err() != nil {
-			break
-		}
-	}
-	return nil, errors.Join(errs...)
-}
-
-// exchange asks one resolver. What is no answer to the question is passed over, until the time is up.
-func (s *Server) exchange(ctx context.Context, q *dns.Msg, server, network string) (*dns.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.c.timeout)
-	defer cancel()
-	nc, err := s.dial(ctx, network, server)
-	if err != nil {
-		return nil, fmt.Errorf("ask %s: %w", server, err)
-	}
-	defer nc.Close()
-	defer context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })()
-	ask := new(dns.Msg)
-	ask.Id, ask.RecursionDesired, ask.CheckingDisabled = dns.Id(), true, q.CheckingDisabled
-	ask.Question = []dns.Question{{Name: canonical(q.Question[0].Name), Qtype: q.Question[0].Qtype, Qclass: dns.ClassINET}}
-	ask.SetEdns0(udpSize, q.IsEdns0() != nil && q.IsEdns0().Do())
-	text, err := ask.Pack()
-	if err != nil {
-		return nil, err
-	}
-	read := func() ([]byte, error) {
-		buf := make([]byte, maxAnswer)
-		n, err := nc.Read(buf)
-		return buf[:n], err
-	}
-	if network == "tcp" {
-		conn := &dns.Conn{Conn: nc}
-		read = func() ([]byte, error) { return conn.ReadMsgHeader(nil) }
-		_, err = conn.Write(text)
-	} else {
-		_, err = nc.Write(text)
-	}
-	for err == nil {
-		var b []byte
-		if b, err = read(); err != nil {
-			break
-		}
-		m := new(dns.Msg)
-		if m.Unpack(b) == nil && m.Response && m.Id == ask.Id && m.Opcode == dns.OpcodeQuery && len(m.Question) == 1 &&
-			canonical(m.Question[0].Name) == ask.Question[0].Name && m.Question[0].Qtype == ask.Question[0].Qtype && m.Question[0].Qclass == dns.ClassINET {
-			return m, nil
-		}
-		s.stats.Dropped.Add(1)
-	}
-	if ctx.Err() != nil || errors.Is(err, io.EOF) {
-		err = errors.Join(ctx.Err(), err)
-	}
-	return nil, fmt.Errorf("ask %s: %w", server, err)
-}
-
-// SystemResolvers are the resolvers of this host, as resolv.conf(5) names them.
-func SystemResolvers() (list []string) {
-	c, err := dns.ClientConfigFromFile("/etc/resolv.conf")
-	if err != nil {
-		return nil
-	}
-	for _, server := range c.Servers {
-		list = append(list, net.JoinHostPort(server, c.Port))
-	}
-	return list
+	return m, cached
 }

@@ -1,11 +1,10 @@
 package names
 
 import (
-	"cmp"
+	"container/list"
 	"encoding/binary"
 	"hash/fnv"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -14,11 +13,14 @@ import (
 const (
 	// virtualTTL is how long an app may keep a virtual address, in seconds.
 	virtualTTL = 60
-	// virtualAge is how long an address stays a name's at least after it was last given out: apps keep addresses for
-	// longer than they should.
+	// virtualAge is how long an address stays a name's at least after it was last given out or used: apps keep addresses
+	// for longer than they should, and a flow must never end at another name than it was meant for.
 	virtualAge = 24 * time.Hour
 	// virtualTries is how many places an address is looked for at.
-	virtualTries = 64
+	virtualTries = 256
+	// maxVirtual is how many names have an address of a family at a time. Below *.mesh an app can ask for any number of
+	// names; these take some 30 MB.
+	maxVirtual = 1 << 16
 )
 
 // virtual gives addresses to names. One name has the same address for as long as possible, also after a restart: it
@@ -27,47 +29,71 @@ type virtual struct {
 	prefix netip.Prefix // not valid: there are none
 
 	mu    sync.Mutex
-	names map[netip.Addr]*given // guarded by mu
-	addrs map[string]netip.Addr // guarded by mu
+	names map[netip.Addr]*list.Element // of *given; guarded by mu
+	addrs map[string]*list.Element     // of *given; guarded by mu
+	order list.List                    // of *given, the last used first; guarded by mu
 }
 
 // given is an address that a name has.
 type given struct {
 	name string
-	at   time.Time // when it was last given out
+	addr netip.Addr
+	at   time.Time // when it was last given out, or a flow came to it
 }
 
 func newVirtual(prefix netip.Prefix) *virtual {
-	return &virtual{prefix: prefix, names: make(map[netip.Addr]*given), addrs: make(map[string]netip.Addr)}
+	return &virtual{prefix: prefix, names: make(map[netip.Addr]*list.Element), addrs: make(map[string]*list.Element)}
 }
 
-// of returns the address of a name; not valid where there is none left.
-func (v *virtual) of(name string) netip.Addr {
+// of returns the address of a name; not valid where there are none in this family. ok tells that none is wanting: false
+// where all are those of other names.
+func (v *virtual) of(name string) (addr netip.Addr, ok bool) {
 	if !v.prefix.IsValid() {
-		return netip.Addr{}
+		return netip.Addr{}, true
 	}
 	now := time.Now()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if addr, ok := v.addrs[name]; ok {
-		v.names[addr].at = now
-		return addr
+	if e := v.addrs[name]; e != nil {
+		v.use(e, now)
+		return e.Value.(*given).addr, true
+	}
+	if len(v.addrs) >= maxVirtual && !v.forget(v.order.Back(), now) {
+		return netip.Addr{}, false
 	}
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(name)) // it does not fail
 	for i := range uint64(virtualTries) {
 		addr := v.at(h.Sum64() + i)
-		old := v.names[addr]
-		if !addr.IsValid() || old != nil && now.Sub(old.at) < virtualAge {
+		if !addr.IsValid() {
 			continue
 		}
-		if old != nil {
-			delete(v.addrs, old.name)
+		if old := v.names[addr]; old != nil && !v.forget(old, now) {
+			continue
 		}
-		v.names[addr], v.addrs[name] = &given{name, now}, addr
-		return addr
+		e := v.order.PushFront(&given{name, addr, now})
+		v.names[addr], v.addrs[name] = e, e
+		return addr, true
 	}
-	return netip.Addr{}
+	return netip.Addr{}, false
+}
+
+// use notes that an app has the address. v.mu is held.
+func (v *virtual) use(e *list.Element, now time.Time) {
+	e.Value.(*given).at = now
+	v.order.MoveToFront(e)
+}
+
+// forget takes an address from its name, if that has not used it for long. v.mu is held.
+func (v *virtual) forget(e *list.Element, now time.Time) bool {
+	g := e.Value.(*given)
+	if now.Sub(g.at) < virtualAge {
+		return false
+	}
+	v.order.Remove(e)
+	delete(v.names, g.addr)
+	delete(v.addrs, g.name)
+	return true
 }
 
 // at returns the n-th address of the range, which is not its first or last one.
@@ -95,13 +121,9 @@ func (v *virtual) name(addr netip.Addr) (name string, inside bool) {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if g := v.names[addr]; g != nil {
-		name = strings.TrimSuffix(g.name, ".")
+	if e := v.names[addr]; e != nil {
+		v.use(e, time.Now())
+		name = strings.TrimSuffix(e.Value.(*given).name, ".")
 	}
 	return name, true
-}
-
-// sortZones puts the longest name first.
-func sortZones(zones []zone) {
-	slices.SortStableFunc(zones, func(a, b zone) int { return cmp.Compare(strings.Count(b.name, "."), strings.Count(a.name, ".")) })
 }
