@@ -10,6 +10,9 @@
 //	                       ├──▶ cache, as long as the answer's TTL
 //	                       └──▶ resolver of the zone, of the configuration, or the one that the app has asked
 //
-// What a resolver answers is believed only as far as that goes: it must be the answer to the question, in time, and no
-// address of this host or of its link, which a name of somebody else has no business with (DNS rebinding).
+// What a resolver answers is believed only as far as that goes: it must be the answer to the question, in time, and have
+// no address of this host or of its link, which a name of somebody else has no business with (DNS rebinding). Only
+// the records of the name and of its aliases are passed on.
+//
+// server.go holds the way of a question, upstream.go that to a resolver, believe.go what is made of its answer.
 package names

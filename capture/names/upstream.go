@@ -143,7 +143,22 @@ func (s *Server) askOne(ctx context.Context, q *dns.Msg, server string, left int
 	case isReferral(m):
 		return nil, errors.New("it does not answer for others, but knows whom to ask; that is no resolver")
 	}
-	return believed(ask, m), nil
+	m = believed(ask, m)
+	if err := sound(m); err != nil {
+		return nil, fmt.Errorf("pass its answer on: %w", err)
+	}
+	return m, nil
+}
+
+// sound checks that m can be read once more after it was written. The library reads records that end early, and writes
+// what is missing as nothing: the app would then read what follows in its place.
+func sound(m *dns.Msg) error {
+	m.Compress = true
+	b, err := m.Pack()
+	if err == nil {
+		_, err = unpack(b)
+	}
+	return err
 }
 
 // isReferral reports whether m says only who else may know.

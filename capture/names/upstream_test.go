@@ -250,6 +250,19 @@ func TestCutOffAnswers(t *testing.T) {
 	}
 }
 
+// TestRecordThatEndsEarly has a SOA without its second name, which would shift all that follows it.
+func TestRecordThatEndsEarly(t *testing.T) {
+	short := func(_ string, q *dns.Msg) []*dns.Msg {
+		m := failure(q, dns.RcodeNameError)
+		head := dns.RR_Header{Name: "example.", Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: 60}
+		m.Ns = []dns.RR{&dns.RFC3597{Hdr: head, Rdata: "026e7300"}}
+		return []*dns.Msg{m}
+	}
+	m := newMemory(t, short, fixed(wwwRecord))
+	s := newServer(t, &Config{Upstream: m.addrs()}, m.dial)
+	wantShown(t, asks(t, s, question("www.example.", dns.TypeA)), wwwFound)
+}
+
 // TestOneFlightForAll has many ask the same at once.
 func TestOneFlightForAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
