@@ -42,8 +42,8 @@ func server(ctx context.Context) error {
 	}
 	var n atomic.Int64
 	go countLoop(pc.(*net.UDPConn), &n) // ends with the process
-	go acceptLoop(counts, func(nc net.Conn) { fmt.Fprintln(nc, n.Swap(0)) })
-	go acceptLoop(ln, serveBytes)
+	go acceptLoop(counts, func(nc net.Conn) { fmt.Fprintln(nc, n.Swap(0)) }) // as above
+	go acceptLoop(ln, serveBytes) // as above
 	<-ctx.Done()
 	return nil
 }
