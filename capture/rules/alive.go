@@ -81,5 +81,8 @@ func (a *Alive) setIPSets(ports []Served, v6, on bool) error {
 		}
 	}
 	_, err := a.host.Run(context.Background(), Command{Args: []string{"ipset", "-exist", "restore"}, Stdin: text.String()})
+	if said(err, "does not exist") {
+		return nil // the set was removed since the record was read
+	}
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -45,6 +46,12 @@ const (
 
 // maxEntries bounds each list of a Config.
 const maxEntries = 4096
+
+// The longest path of a control group that iptables takes, and the deepest that nftables does.
+const (
+	maxCgroupBytes = 511
+	maxCgroupDepth = 255
+)
 
 // Config says what is caught. The zero value is this host's outbound TCP and DNS, to the default ports, with nft,
 // TPROXY and Fail open. It is not changed after it was handed over.
@@ -141,9 +148,15 @@ func (c *Config) Validate() error {
 		}
 	}
 	for _, path := range c.ExcludeCgroups {
-		if strings.ContainsFunc(path, func(r rune) bool { return r <= ' ' || r == '"' || r == '\\' || r >= 0x7F }) || strings.Trim(path, "/") == "" {
+		if !isCgroup(path) {
 			note("exclude-cgroup", "%q is no path of a control group; it should be like system.slice/sshd.service", path)
 		}
+	}
+	if slices.Contains(c.ExcludeUIDs, math.MaxUint32) {
+		note("exclude-uid", "%d is no user's", uint32(math.MaxUint32))
+	}
+	if slices.Contains(c.ExcludeGIDs, math.MaxUint32) {
+		note("exclude-gid", "%d is no group's", uint32(math.MaxUint32))
 	}
 	if len(c.ExcludeUIDs) > maxEntries || len(c.ExcludeGIDs) > maxEntries || len(c.ExcludeCgroups) > maxEntries || len(c.Forward) > maxEntries {
 		note("exclude", "there are more than %d entries in a list", maxEntries)
@@ -151,10 +164,20 @@ func (c *Config) Validate() error {
 	if c.Mode == ModeRedirect && len(c.UDPPorts) > 0 {
 		note("udp-ports", "UDP keeps its destination with --mode tproxy only")
 	}
-	if c.NoOutbound && c.NoDNS && len(c.Inbound) == 0 && len(c.Forward) == 0 {
+	if c.NoOutbound && len(c.Inbound) == 0 && len(c.Forward) == 0 {
 		note("no-outbound", "nothing is left to catch; name ports with --inbound or interfaces with --forward")
 	}
 	return errors.Join(faults...)
+}
+
+// isCgroup reports whether path may be that of a control group: nftables is told how deep it lies, and must not be told
+// wrong by empty parts.
+func isCgroup(path string) bool {
+	if strings.ContainsFunc(path, func(r rune) bool { return r <= ' ' || r == '"' || r == '\\' || r >= 0x7F }) || len(path) > maxCgroupBytes {
+		return false
+	}
+	parts := strings.Split(strings.Trim(path, "/"), "/")
+	return len(parts) <= maxCgroupDepth && !slices.ContainsFunc(parts, func(part string) bool { return part == "" || part == "." || part == ".." })
 }
 
 // interfaceProblem says why name is no network interface's, "" if it may be.
@@ -163,7 +186,7 @@ func interfaceProblem(name string) string {
 	switch {
 	case name == "" || len(name) > longest:
 		return fmt.Sprintf("is no interface; a name has 1 to %d characters, such as eth1", longest)
-	case strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7F || strings.ContainsRune(`"\/*{},;`, r) }):
+	case strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7F || strings.ContainsRune(`"'`+"`"+`\/*+!{},;`, r) }):
 		return "is no interface; it should be a name as `ip link` shows it, such as eth1"
 	case name == "lo":
 		return "is this host itself; its own flows are caught without it"
@@ -248,7 +271,8 @@ type compiled struct {
 	Config
 	ports, udpPorts, inbound, excludePorts []portRange
 	exclude4, exclude6                     []netip.Prefix
-	ipv6                                   bool // the system has IPv6
+	ipv6                                   bool              // the system has IPv6
+	served                                 map[uint16]string // ports with the protocols that a gateway serves there now
 }
 
 // always are destinations that are never caught, besides this host's own: without them a host could lose its

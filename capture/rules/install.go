@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -30,7 +33,7 @@ func Install(ctx context.Context, c *Config, h Host) error {
 	if err := k.possible(h); err != nil {
 		return err
 	}
-	unlock, err := h.lock()
+	unlock, err := h.lock(ctx)
 	if err != nil {
 		return err
 	}
@@ -39,98 +42,141 @@ func Install(ctx context.Context, c *Config, h Host) error {
 	if err != nil {
 		return err
 	}
-	if err := k.inTheWay(ctx, h, before); err != nil {
+	if before == nil {
+		before = h.find(ctx, k.Backend == BackendIPTables)
+	}
+	was, err := before.plan()
+	if err != nil {
 		return err
 	}
-	if before != nil && (before.Config.Backend != k.Backend || k.Backend == BackendIPTables && differs(before, k)) {
-		if err := h.undo(ctx, before); err != nil { // what another backend has put there cannot be replaced in one step
-			return err
-		}
-		before = nil
+	if err := k.inTheWay(ctx, h, was); err != nil {
+		return err
 	}
-	r := &record{Config: k.Config, IPv6: k.ipv6}
-	if before == nil {
-		r.Tables = k.newTables(ctx, h)
-	} else {
-		r.Tables = before.Tables
+	r := &record{Config: k.Config, IPv6: k.ipv6, Tables: k.newTables(ctx, h)}
+	if before != nil {
+		r.Tables = slices.Compact(slices.Sorted(slices.Values(slices.Concat(before.Tables, r.Tables))))
+	}
+	return h.replace(ctx, k, r, before, was)
+}
+
+// replace puts what k says in place of before, whose steps were was.
+func (h Host) replace(ctx context.Context, k *compiled, r, before *record, was []Step) error {
+	if k.Backend == BackendNFT {
+		if out, err := h.Run(ctx, Command{Args: []string{"nft", "list", "table", "inet", tableName}}); err == nil {
+			k.served = servedIn(out)
+		}
 	}
 	// Written first: whatever happens, Remove knows what there may be.
 	if err := h.save(r); err != nil {
 		return fmt.Errorf("keep what is installed: %w; it should be a folder that root can write", err)
 	}
-	if err := h.apply(ctx, k.plan()); err != nil {
+	steps := k.plan()
+	if err := h.apply(ctx, steps, was); err != nil {
+		made := r.Tables
 		if before != nil {
-			return errors.Join(explain(err, k), h.save(before))
+			made = slices.DeleteFunc(slices.Clone(made), func(name string) bool { return slices.Contains(before.Tables, name) })
 		}
-		_ = h.undoTables(ctx, r.Tables)
-		return errors.Join(explain(err, k), h.save(nil))
+		_ = h.undoTables(ctx, made)
+		return errors.Join(explain(err), h.save(before))
 	}
-	return h.dropRest(ctx, before, k)
+	rest := slices.DeleteFunc(was, func(s Step) bool { return find(steps, s) != nil })
+	if err := h.takeBack(ctx, rest, nil); err != nil {
+		return fmt.Errorf("the new rules are in place, but something of the old ones is, too; `gateway capture remove` and install them again: %w", err)
+	}
+	kept := slices.DeleteFunc(slices.Clone(r.Tables), func(name string) bool { return !k.uses(name) })
+	if len(kept) == len(r.Tables) {
+		return nil
+	}
+	if err := h.undoTables(ctx, slices.DeleteFunc(r.Tables, k.uses)); err != nil {
+		return err
+	}
+	r.Tables = kept
+	return h.save(r)
 }
 
-// differs reports whether what is installed has other steps than k.
-func differs(before *record, k *compiled) bool {
-	was, err := before.Config.compile(before.IPv6)
-	return err != nil || fmt.Sprint(was.plan()) != fmt.Sprint(k.plan())
+// uses reports whether k has chains in a table of iptables.
+func (k *compiled) uses(table string) bool {
+	return k.Backend == BackendIPTables && strings.HasSuffix(table, " "+k.table())
 }
 
-// apply runs steps, and takes back those that were done when one fails.
-func (h Host) apply(ctx context.Context, steps []Step) error {
-	for i, s := range steps {
+// plan returns the steps that have led to r; none if there is none.
+func (r *record) plan() ([]Step, error) {
+	if r == nil {
+		return nil, nil
+	}
+	k, err := r.Config.compile(r.IPv6)
+	if err != nil {
+		return nil, fmt.Errorf("what is installed is not understood by this version: %w", err)
+	}
+	return k.plan(), nil
+}
+
+// apply runs steps. When one fails, it takes back those that it has done, to how it was when was was installed.
+func (h Host) apply(ctx context.Context, steps, was []Step) error {
+	var done []Step
+	for _, s := range steps {
 		if len(s.check.Args) > 0 {
 			if _, err := h.Run(ctx, s.check); err == nil {
 				continue
 			}
 		}
 		_, err := h.Run(ctx, s.Do)
-		if err == nil || said(err, s.there) {
+		switch {
+		case err == nil:
+			done = append(done, s)
 			continue
+		case said(err, s.there...):
+			continue
+		case interrupted(err):
+			done = append(done, s) // perhaps
 		}
-		return errors.Join(err, h.takeBack(ctx, steps[:i]))
+		if back := h.takeBack(ctx, done, was); back != nil {
+			return fmt.Errorf("%w; and what was done is there still: %s", err, oneLine(back.Error()))
+		}
+		return err
 	}
 	return nil
 }
 
-// takeBack undoes steps, the last one first, all of them whatever happens.
-func (h Host) takeBack(ctx context.Context, steps []Step) error {
+// interrupted reports whether err is of a command that has not come to its end.
+func interrupted(err error) bool {
+	var exit *exec.ExitError
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &exit) && !exit.Exited()
+}
+
+// takeBack undoes steps, the last one first, all of them whatever happens, even when ctx has ended. Those that was has,
+// too, are not undone but done as they were.
+func (h Host) takeBack(ctx context.Context, steps, was []Step) error {
+	ctx = context.WithoutCancel(ctx)
 	var errs []error
 	for _, s := range slices.Backward(steps) {
+		if before := find(was, s); before != nil {
+			if before.Do.Stdin != s.Do.Stdin {
+				_, err := h.Run(ctx, before.Do)
+				errs = append(errs, err)
+			}
+			continue
+		}
 		if len(s.check.Args) > 0 {
 			if _, err := h.Run(ctx, s.check); err != nil {
 				continue
 			}
 		}
-		if _, err := h.Run(ctx, s.Undo); err != nil && !said(err, s.gone) {
+		if _, err := h.Run(ctx, s.Undo); err != nil && !said(err, s.gone...) {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// dropRest takes back the steps of before that k does not have.
-func (h Host) dropRest(ctx context.Context, before *record, k *compiled) error {
-	if before == nil {
-		return nil
-	}
-	was, err := before.Config.compile(before.IPv6)
-	if err != nil {
-		return nil // it was valid when it was installed
-	}
-	now := k.plan()
-	rest := slices.DeleteFunc(was.plan(), func(s Step) bool {
-		return slices.ContainsFunc(now, func(n Step) bool { return slices.Equal(s.Do.Args, n.Do.Args) })
-	})
-	return h.takeBack(ctx, rest)
-}
-
 // Remove takes out what Install has put in place, by this process or another one. It may be called when nothing is
 // there.
 func Remove(ctx context.Context, h Host) error {
 	h = h.withDefaults()
-	if err := privileged(); err != nil {
+	if err := h.Privileged(); err != nil {
 		return err
 	}
-	unlock, err := h.lock()
+	unlock, err := h.lock(ctx)
 	if err != nil {
 		return err
 	}
@@ -140,29 +186,34 @@ func Remove(ctx context.Context, h Host) error {
 		return err
 	}
 	if r == nil {
-		if !h.ours(ctx) {
-			return nil
+		r = h.find(ctx, h.Find("iptables"))
+	}
+	for range maxLeft {
+		if r == nil {
+			return h.save(nil) // there may be one of a namespace that is no more
 		}
-		r = &record{Config: Config{}.withDefaults(true), IPv6: ipv6()} // the record is lost; this is what there may be at most
+		steps, err := r.plan()
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(h.takeBack(ctx, steps, nil), h.undoTables(ctx, r.Tables)); err != nil {
+			return explain(err)
+		}
+		if r, err = nil, h.save(nil); err != nil {
+			return err
+		}
+		r = h.find(ctx, h.Find("iptables"))
 	}
-	if err := h.undo(ctx, r); err != nil {
-		return err
-	}
-	return h.save(nil)
+	return nil
 }
 
-// undo takes out what r says is there.
-func (h Host) undo(ctx context.Context, r *record) error {
-	k, err := r.Config.compile(r.IPv6)
-	if err != nil {
-		return fmt.Errorf("what is installed is not understood by this version: %w", err)
-	}
-	return errors.Join(h.takeBack(ctx, k.plan()), h.undoTables(ctx, r.Tables))
-}
+// maxLeft is how many installations may have been left by others that were killed half-way: one for each backend and
+// mode.
+const maxLeft = 4
 
 // possible says why nothing can be installed on this system, as far as that shows without trying.
 func (k *compiled) possible(h Host) error {
-	if err := privileged(); err != nil {
+	if err := h.Privileged(); err != nil {
 		return err
 	}
 	need := map[string]string{"ip": "iproute2"}
@@ -187,8 +238,10 @@ func (k *compiled) possible(h Host) error {
 		switch {
 		case name == "ipset":
 			return errors.New("the command ipset is not there, without which iptables cannot let flows pass when the gateway is gone; install the package ipset, or say --fail closed")
-		case name == "nft" || k.Backend == BackendIPTables && !h.Find("nft"):
-			return fmt.Errorf("the command %s is not there; install the package %s (or nftables, and use --backend nft)", name, need[name])
+		case name == "nft":
+			return errors.New("the command nft is not there; install the package nftables, or use --backend iptables")
+		case need[name] == "iptables" && !h.Find("nft"):
+			return fmt.Errorf("the command %s is not there; install the package iptables, or nftables and use --backend nft", name)
 		}
 		return fmt.Errorf("the command %s is not there; install the package %s", name, need[name])
 	}
@@ -203,21 +256,19 @@ func sorted(m map[string]string) (names []string) {
 	return names
 }
 
-// inTheWay says what of somebody else has a place that is to be ours.
-func (k *compiled) inTheWay(ctx context.Context, h Host, before *record) error {
-	if before != nil {
-		return nil // it is all ours
-	}
-	if k.Backend == BackendNFT && !h.ours(ctx) {
+// inTheWay says what of somebody else has a place that is to be ours. was are steps that were ours before.
+func (k *compiled) inTheWay(ctx context.Context, h Host, was []Step) error {
+	steps := k.plan()
+	if last := steps[len(steps)-1]; k.Backend == BackendNFT && find(was, last) == nil && !h.ours(ctx) {
 		if _, err := h.Run(ctx, Command{Args: []string{"nft", "list", "table", "inet", tableName}}); err == nil {
 			return fmt.Errorf("there is a table inet %s that is not ours; look at it with `nft list table inet %[1]s`, and rename or delete it", tableName)
 		}
 	}
-	if !k.tproxy() || h.ours(ctx) {
+	if !k.tproxy() {
 		return nil
 	}
 	for _, family := range []string{"-4", "-6"} {
-		if family == "-6" && !k.ipv6 {
+		if v6 := family == "-6"; v6 && !k.ipv6 || find(was, k.routeSteps(v6)[0]) != nil {
 			continue
 		}
 		routes, err := h.Run(ctx, Command{Args: []string{"ip", family, "route", "show", "table", fmt.Sprint(routeTable)}})
@@ -236,6 +287,51 @@ func (k *compiled) inTheWay(ctx context.Context, h Host, before *record) error {
 func (h Host) ours(ctx context.Context) bool {
 	out, err := h.Run(ctx, Command{Args: []string{"nft", "list", "table", "inet", tableName}})
 	return err == nil && strings.Contains(out, `comment "`+tableComment)
+}
+
+// find returns what there is without a record: as much of one as it takes to remove it. It is nil if nothing is.
+func (h Host) find(ctx context.Context, iptables bool) *record {
+	if h.ours(ctx) {
+		return &record{Config: Config{}.withDefaults(true), IPv6: ipv6()} // what there may be at most
+	}
+	if !iptables {
+		return nil
+	}
+	for _, mode := range []string{ModeTProxy, ModeRedirect} {
+		c := Config{Backend: BackendIPTables, Mode: mode, Fail: FailClosed, NoDNS: true}.withDefaults(true)
+		look := Command{Args: []string{"iptables", "-w", lockSeconds, "-t", (&compiled{Config: c}).table(), "-S"}}
+		out, err := h.Run(ctx, look)
+		if err != nil || !strings.Contains(out, "-N "+chainOutput) {
+			continue
+		}
+		c.useSets(out)
+		return &record{Config: c, IPv6: ipv6()}
+	}
+	return nil
+}
+
+// setUsed is a set in a rule of iptables.
+var setUsed = regexp.MustCompile(`--match-set culvert-(\d+)-4 `) // immutable
+
+// useSets makes of c something that has the sets that rules use, whatever for.
+func (c *Config) useSets(rules string) {
+	var ports []uint16
+	for _, m := range setUsed.FindAllStringSubmatch(rules, -1) {
+		if n, err := strconv.ParseUint(m[1], 10, 16); err == nil && !slices.Contains(ports, uint16(n)) {
+			ports = append(ports, uint16(n))
+		}
+	}
+	for i, port := range ports {
+		c.Fail = FailOpen
+		switch i {
+		case 0:
+			c.Port = port
+		case 1:
+			c.DNSPort, c.NoDNS = port, false
+		case 2:
+			c.InboundPort, c.Inbound = port, []string{"1"}
+		}
+	}
 }
 
 // newTables are the tables that iptables is about to make, where it is the one that is made of nftables.
@@ -287,7 +383,7 @@ func inUse(text string) bool {
 }
 
 // explain says what to do about a failed command, as far as that is known.
-func explain(err error, k *compiled) error {
+func explain(err error) error {
 	var e *CommandError
 	if !errors.As(err, &e) {
 		return err
@@ -298,7 +394,7 @@ func explain(err error, k *compiled) error {
 		return fmt.Errorf("not permitted; it takes root, or the capability CAP_NET_ADMIN in this network namespace: %w", err)
 	case program == "nft" && said(err, "tproxy") && said(err, "No such file or directory"):
 		return fmt.Errorf("the kernel has no TPROXY for nftables (CONFIG_NFT_TPROXY); use --mode redirect: %w", err)
-	case said(err, "TPROXY"):
+	case strings.HasSuffix(program, "tables-restore") && said(err, "TPROXY", chainDivert, chainInbound) && said(err, "No such file", "No chain/target/match"):
 		return fmt.Errorf("the kernel has no TPROXY for iptables (CONFIG_NETFILTER_XT_TARGET_TPROXY); use --mode redirect: %w", err)
 	case program == "nft" && said(err, "cgroupv2"):
 		return fmt.Errorf("a control group of --exclude-cgroup is not there, or the kernel cannot match by it: %w", err)
@@ -306,7 +402,7 @@ func explain(err error, k *compiled) error {
 		return fmt.Errorf("the kernel has no nftables (CONFIG_NF_TABLES); use --backend iptables: %w", err)
 	case program == "ip" && said(err, "IPv6 is disabled"):
 		return fmt.Errorf("IPv6 is off on lo; switch it on (net.ipv6.conf.lo.disable_ipv6=0), or off altogether: %w", err)
-	case k.Backend == BackendIPTables && said(err, "ipset"):
+	case program == "ipset" && said(err, "Cannot open session to kernel", "Kernel support protocol", "set type not supported", "Invalid argument"):
 		return fmt.Errorf("the kernel has no sets for iptables (CONFIG_IP_SET_HASH_NET); say --fail closed: %w", err)
 	}
 	return err

@@ -47,6 +47,9 @@ func (k *compiled) table() string {
 	return "nat"
 }
 
+// iptablesTables are the tables of nftables that iptables may make, by family and name.
+func iptablesTables() []string { return []string{"ip mangle", "ip6 mangle", "ip nat", "ip6 nat"} }
+
 // chains are those of ours, in the order in which they can be deleted.
 func (k *compiled) chains() []string {
 	return []string{chainOutput, chainPre, chainForward, chainInbound, chainChoose, chainTake, chainDivert, chainAgain, chainMark}

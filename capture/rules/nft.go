@@ -68,6 +68,9 @@ func (k *compiled) nftSets(w *writer) {
 			w.line("set %s {", gateSet(port))
 			w.line("type inet_proto")
 			w.line("flags timeout")
+			if protocols := k.served[port]; protocols != "" {
+				w.line("elements = { %s }", protocols) // so that nothing passes by until the gateway says it again
+			}
 			w.line("}")
 		}
 	}

@@ -2,6 +2,7 @@ package rules
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -40,10 +41,22 @@ type Step struct {
 	Do, Undo Command
 
 	// check succeeds where the change is made; without it, there is what Do says on stderr, among other things, where
-	// it was made before, and gone what Undo says where it was taken back before. "" where the command does not mind.
+	// it was made before, and gone what Undo says where it was taken back before. None where the command does not mind.
 	check       Command
-	there, gone string
+	there, gone []string
 }
+
+// find returns the one of steps that changes what s does, if only with other input; nil if there is none.
+func find(steps []Step, s Step) *Step {
+	i := slices.IndexFunc(steps, func(other Step) bool { return slices.Equal(other.Do.Args, s.Do.Args) })
+	if i < 0 {
+		return nil
+	}
+	return &steps[i]
+}
+
+// lockSeconds is how long iptables waits for others that use it.
+const lockSeconds = "10"
 
 // plan returns the steps to k, in their order: the packet filter comes last, and in it what leads packets to our
 // chains, so that nothing is led anywhere that is not ready.
@@ -80,9 +93,10 @@ func (k *compiled) routeSteps(v6 bool) []Step {
 	ip := func(object, verb string, rest []string) Command {
 		return Command{Args: append([]string{"ip", family, object, verb}, rest...)}
 	}
+	there, gone := []string{"File exists"}, []string{"No such process", "No such file or directory", "FIB table does not exist"}
 	return []Step{
-		{Do: ip("route", "add", route), Undo: ip("route", "del", route), there: "File exists", gone: "No such process"},
-		{Do: ip("rule", "add", rule), Undo: ip("rule", "del", rule), there: "File exists", gone: "No such file or directory"},
+		{Do: ip("route", "add", route), Undo: ip("route", "del", route), there: there, gone: gone},
+		{Do: ip("rule", "add", rule), Undo: ip("rule", "del", rule), there: there, gone: gone},
 	}
 }
 
@@ -98,15 +112,15 @@ func (k *compiled) iptablesSteps(v6 bool) []Step {
 			name := ipsetName(port, v6)
 			steps = append(steps, Step{
 				Do:   Command{Args: []string{"ipset", "-exist", "create", name, "hash:net", "family", family, "timeout", strconv.Itoa(int(aliveFor.Seconds()))}},
-				Undo: Command{Args: []string{"ipset", "destroy", name}}, gone: "does not exist",
+				Undo: Command{Args: []string{"ipset", "destroy", name}}, gone: []string{"does not exist"},
 			})
 		}
 	}
-	restore := []string{program + "-restore", "--noflush"}
+	restore := []string{program + "-restore", "-w", lockSeconds, "--noflush", "-T", k.table()}
 	steps = append(steps, Step{Do: Command{Args: restore, Stdin: k.restore(v6)}, Undo: Command{Args: restore, Stdin: k.drop()}})
 	for _, hook := range [][2]string{{"OUTPUT", chainOutput}, {"PREROUTING", chainPre}} {
 		jump := func(verb string) Command {
-			return Command{Args: []string{program, "-t", k.table(), verb, hook[0], "-j", hook[1]}}
+			return Command{Args: []string{program, "-w", lockSeconds, "-t", k.table(), verb, hook[0], "-j", hook[1]}}
 		}
 		steps = append(steps, Step{Do: jump("-I"), Undo: jump("-D"), check: jump("-C")})
 	}

@@ -28,7 +28,7 @@ type Status struct {
 // Look returns what is installed on h.
 func Look(ctx context.Context, h Host) (*Status, error) {
 	h = h.withDefaults()
-	if err := privileged(); err != nil {
+	if err := h.Privileged(); err != nil {
 		return nil, err
 	}
 	r, err := h.load()
@@ -81,12 +81,37 @@ func (s *Status) lookAtTable(ctx context.Context, h Host, k *compiled) {
 		n, _ := strconv.ParseUint(m[1], 10, 64)
 		s.Flows += n
 	}
+	served := servedIn(out)
 	for _, port := range k.gates() {
-		_, set, found := strings.Cut(out, "set "+gateSet(port)+" {")
-		if set, _, _ = strings.Cut(set, "}\n\n"); found && strings.Contains(set, "expires") {
+		if served[port] != "" {
 			s.Serving = append(s.Serving, port)
 		}
 	}
+}
+
+// Sets of ports, as nft lists them, and the protocols in one.
+var (
+	gateListed     = regexp.MustCompile(`set open_(\d+) \{[^}]*elements = \{([^}]*)\}`) // immutable
+	protocolListed = regexp.MustCompile(`\b(tcp|udp) [^,]*expires`)                     // immutable
+)
+
+// servedIn returns the ports that a gateway serves, of a table as nft lists it, each with elements for its set.
+func servedIn(table string) map[uint16]string {
+	served := make(map[uint16]string)
+	for _, set := range gateListed.FindAllStringSubmatch(table, -1) {
+		port, err := strconv.ParseUint(set[1], 10, 16)
+		if err != nil {
+			continue
+		}
+		var elements []string
+		for _, m := range protocolListed.FindAllStringSubmatch(set[2], -1) {
+			elements = append(elements, fmt.Sprintf("%s timeout %ds", m[1], int(aliveFor.Seconds())))
+		}
+		if len(elements) > 0 {
+			served[uint16(port)] = strings.Join(elements, ", ")
+		}
+	}
+	return served
 }
 
 func (s *Status) lookAtChains(ctx context.Context, h Host, k *compiled) {
