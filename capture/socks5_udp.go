@@ -16,6 +16,12 @@ const (
 	maxAssociated = 256
 	// maxQueued is how many datagrams wait for a flow that is being opened, or is slower than the app.
 	maxQueued = 64
+	// maxQueuedBytes bounds what waits in one association, in all of its flows together: some times what the system holds
+	// for a socket.
+	maxQueuedBytes = 2 << 20
+	// controlKeepAlive is after which silence the connection of an association is looked after: an app whose host is gone
+	// does not close it.
+	controlKeepAlive = time.Minute
 	// maxControlBytes is how much an app may say on the connection of its association, where it should say nothing.
 	maxControlBytes = 64 << 10
 )
@@ -48,10 +54,11 @@ type association struct {
 	user   string
 	carry  func(*Conn)
 
-	mu    sync.Mutex
-	peer  netip.AddrPort             // client, with its port; guarded by mu
-	flows map[string]*associatedConn // by destination, as it stands in the header; guarded by mu
-	ended bool                       // guarded by mu
+	mu     sync.Mutex
+	peer   netip.AddrPort             // client, with its port; guarded by mu
+	flows  map[string]*associatedConn // by destination, as it stands in the header; guarded by mu
+	queued int                        // bytes that wait in queues; guarded by mu
+	ended  bool                       // guarded by mu
 }
 
 // associate serves an association, whose app has been told nothing yet.
@@ -65,6 +72,11 @@ func (s *Socks5) associate(c *Conn, carry func(*Conn)) error {
 	defer pc.Close()
 	if err := writeBound(c.Conn, addrPortOf(pc.LocalAddr())); err != nil {
 		return nil // the app is gone
+	}
+	if k, ok := c.Conn.(interface {
+		SetKeepAliveConfig(net.KeepAliveConfig) error
+	}); ok {
+		_ = k.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: controlKeepAlive, Interval: controlKeepAlive})
 	}
 	a := &association{
 		pc: pc, client: netip.AddrPortFrom(remote.Addr(), c.Port), user: c.User, carry: carry, flows: make(map[string]*associatedConn),
@@ -93,7 +105,9 @@ func (a *association) readLoop() {
 		from = plain(from)
 		head, host, addr, port, ok := parseUDPHeader(buf[:n])
 		if ok && a.admits(from) {
-			a.deliver(string(head), host, addr, port, append([]byte(nil), buf[len(head):n]...))
+			payload := make([]byte, n-len(head)) // not nil, which is none: it may be empty
+			copy(payload, buf[len(head):n])
+			a.deliver("\x00\x00"+string(head[2:]), host, addr, port, payload) // "RSV  Reserved X'0000'" in answers, whatever was sent
 		}
 	}
 }
@@ -122,14 +136,14 @@ func (a *association) deliver(head, host string, addr netip.Addr, port uint16, p
 		c = &associatedConn{a: a, head: head, queue: make(chan []byte, maxQueued), woken: make(chan struct{}), closed: make(chan struct{})}
 		a.flows[head] = c
 	}
+	if c != nil && a.queued+len(payload) <= maxQueuedBytes {
+		select {
+		case c.queue <- payload:
+			a.queued += len(payload)
+		default: // UDP may lose it
+		}
+	}
 	a.mu.Unlock()
-	if c == nil {
-		return
-	}
-	select {
-	case c.queue <- payload:
-	default: // UDP may lose it
-	}
 	if begin {
 		a.carry(&Conn{Conn: c, Way: WaySocks5, Host: host, Addr: addr, Port: port, User: a.user, Packets: true})
 	}
@@ -205,9 +219,11 @@ type associatedConn struct {
 	once   sync.Once
 	closed chan struct{}
 
-	mu    sync.Mutex
-	next  []byte        // taken off the queue by Await; guarded by mu
-	woken chan struct{} // closed when the read deadline has passed; guarded by mu
+	mu       sync.Mutex
+	next     []byte        // taken off the queue by Await; guarded by mu
+	woken    chan struct{} // closed when the read deadline has passed; guarded by mu
+	deadline int           // how many there were; guarded by mu
+	timer    *time.Timer   // of the read deadline; guarded by mu
 }
 
 // Await waits for a datagram.
@@ -215,11 +231,22 @@ func (c *associatedConn) Await() error {
 	c.mu.Lock()
 	there, woken := c.next != nil, c.woken
 	c.mu.Unlock()
+	select {
+	case <-c.closed:
+		return net.ErrClosed
+	default:
+	}
+	select {
+	case <-woken:
+		return os.ErrDeadlineExceeded
+	default:
+	}
 	if there {
 		return nil
 	}
 	select {
 	case payload := <-c.queue:
+		c.a.taken(len(payload))
 		c.mu.Lock()
 		c.next = payload
 		c.mu.Unlock()
@@ -229,6 +256,13 @@ func (c *associatedConn) Await() error {
 	case <-c.closed:
 		return net.ErrClosed
 	}
+}
+
+// taken notes that bytes wait no more.
+func (a *association) taken(n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.queued -= n
 }
 
 // Read reads one datagram.
@@ -266,7 +300,15 @@ func (c *associatedConn) Close() error {
 		close(c.closed)
 		c.a.mu.Lock()
 		delete(c.a.flows, c.head)
+		for len(c.queue) > 0 { // nothing comes to it any more, and Await may be quicker
+			select {
+			case payload := <-c.queue:
+				c.a.queued -= len(payload)
+			default:
+			}
+		}
 		c.a.mu.Unlock()
+		_ = c.SetReadDeadline(time.Time{}) // no timer is left
 	})
 	return nil
 }
@@ -287,10 +329,20 @@ func (c *associatedConn) SetDeadline(t time.Time) error { return c.SetReadDeadli
 // SetWriteDeadline does nothing.
 func (c *associatedConn) SetWriteDeadline(time.Time) error { return nil }
 
-// SetReadDeadline ends a wait for a datagram when t is over; zero: never.
+// SetReadDeadline ends a wait for a datagram when t is over, also one that has begun; zero: never.
 func (c *associatedConn) SetReadDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.deadline++ // a timer that runs already counts for nothing
+	if c.timer != nil {
+		c.timer.Stop()
+		c.timer = nil
+	}
+	select {
+	case <-c.closed:
+		return net.ErrClosed
+	default:
+	}
 	select {
 	case <-c.woken:
 		c.woken = make(chan struct{})
@@ -299,22 +351,18 @@ func (c *associatedConn) SetReadDeadline(t time.Time) error {
 	if t.IsZero() {
 		return nil
 	}
-	woken := c.woken
-	wake := func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.woken == woken {
-			select {
-			case <-woken:
-			default:
-				close(woken)
-			}
-		}
-	}
-	if wait := time.Until(t); wait > 0 {
-		time.AfterFunc(wait, wake)
+	wait := time.Until(t)
+	if wait <= 0 {
+		close(c.woken)
 		return nil
 	}
-	close(woken)
+	deadline := c.deadline
+	c.timer = time.AfterFunc(wait, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.deadline == deadline {
+			close(c.woken)
+		}
+	})
 	return nil
 }
