@@ -83,6 +83,8 @@ func unixPathProblem(path string) string {
 		return "the path of a unix socket should be absolute, such as unix:/run/app.sock"
 	case len(path) > maxUnixPath:
 		return fmt.Sprintf("the path has %d bytes; that of a unix socket has at most %d", len(path), maxUnixPath)
+	case path == "@":
+		return "the name of an abstract unix socket is empty; it should be like unix:@app"
 	case strings.ContainsRune(path, 0):
 		return "the path has a NUL in it"
 	}

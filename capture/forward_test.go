@@ -118,3 +118,92 @@ func TestNewForwardRefuses(t *testing.T) {
 		})
 	}
 }
+
+func TestNewForwardRange(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		first uint16
+		n     int
+		to    string
+		ports map[uint16]uint16 // where what comes in at a port leads
+	}{
+		{"all to one", 8000, 3, "a.example:80", map[uint16]uint16{8000: 80, 8002: 80}},
+		{"each to its own", 8000, 3, "a.example:9000-9002", map[uint16]uint16{8000: 9000, 8001: 9001, 8002: 9002}},
+		{"downwards", 9000, 2, "a.example:80-81", map[uint16]uint16{9000: 80, 9001: 81}},
+		{"the last ports", 1, 2, "a.example:65534-65535", map[uint16]uint16{1: 65534, 2: 65535}},
+		{"all ports", 1, 65535, "a.example:1-65535", map[uint16]uint16{1: 1, 65535: 65535}},
+		{"a range of one", 8000, 1, "a.example:80-80", map[uint16]uint16{8000: 80}},
+		{"a name with a hyphen", 8000, 2, "a-b.example:80", map[uint16]uint16{8000: 80, 8001: 80}},
+		{"a name with a hyphen, each", 8000, 2, "a-b.example:80-81", map[uint16]uint16{8001: 81}},
+		{"IPv6", 8000, 2, "[2001:db8::1]:80-81", map[uint16]uint16{8001: 81}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			way, err := NewForwardRange(tt.first, tt.n, tt.to)
+			if err != nil {
+				t.Fatalf("NewForwardRange = %v, want nil", err)
+			}
+			for at, want := range tt.ports {
+				if c := way.conn(at); c.Port != want || c.Way != WayForward || (c.Host == "") != c.Addr.IsValid() {
+					t.Errorf("what comes to %d goes to host %q, addr %v, port %d, want port %d", at, c.Host, c.Addr, c.Port, want)
+				}
+			}
+		})
+	}
+	for _, tt := range []struct {
+		name string
+		n    int
+		to   string
+		want string
+	}{
+		{"too few", 3, "a.example:80-81", "it has 2 ports, and the listener 3"},
+		{"too many", 1, "a.example:80-81", "it has 2 ports, and the listener 1"},
+		{"backwards", 3, "a.example:82-80", "it has 0 ports"},
+		{"port 0", 2, "a.example:0-1", "1 to 65535"},
+		{"too great", 2, "a.example:65535-65536", "1 to 65535"},
+		{"no first", 2, "a.example:-81", "1 to 65535"},
+		{"no last", 2, "a.example:80-", "1 to 65535"},
+		{"two dashes", 2, "a.example:80-81-82", "1 to 65535"},
+		{"no port", 2, "a-b.example", "port is missing"},
+		{"IPv6 without brackets", 2, "2001:db8::1:80-81", "in brackets"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if _, err := NewForwardRange(8000, tt.n, tt.to); err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), tt.to[:5]) {
+				t.Errorf("NewForwardRange(%d, %q) = %v, want an error that has %q", tt.n, tt.to, err, tt.want)
+			}
+		})
+	}
+}
+
+func TestForwardToUnixSocket(t *testing.T) {
+	for _, path := range []string{"/run/app.sock", "/run/a-b:80-81", "@app", "@a-b:80-81", "/" + strings.Repeat("a", maxUnixPath-1)} {
+		way, err := NewForwardRange(8000, 2, "unix:"+path)
+		if err != nil {
+			t.Errorf("NewForwardRange(unix:%s) = %v, want nil", path, err)
+			continue
+		}
+		if err := CheckUnixPath(path); err != nil {
+			t.Errorf("CheckUnixPath(%s) = %v, want nil", path, err)
+		}
+		_, server := tcpPair(t)
+		c, err := way.Catch(server)
+		if err != nil || c.Socket != path || c.Host != "" || c.Addr.IsValid() || c.Port != 0 {
+			t.Errorf("Catch = %+v, %v, want it to lead to %s", c, err, path)
+		}
+	}
+	for _, tt := range []struct{ path, want string }{
+		{"", "absolute"},
+		{"run/app.sock", "absolute"},
+		{"./app.sock", "absolute"},
+		{"@", "empty"},
+		{"/a\x00b", "NUL"},
+		{"/" + strings.Repeat("a", maxUnixPath), "at most 107"},
+	} {
+		_, err := NewForward("unix:" + tt.path)
+		if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.HasPrefix(err.Error(), "destination ") {
+			t.Errorf("NewForward(unix:%q) = %v, want an error that has %q", clip(tt.path), err, tt.want)
+		}
+		if err := CheckUnixPath(tt.path); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("CheckUnixPath(%q) = %v, want an error that has %q", clip(tt.path), err, tt.want)
+		}
+	}
+}
