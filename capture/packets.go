@@ -18,8 +18,11 @@ type PacketWay interface {
 const (
 	// maxDatagramBytes is the longest datagram there is.
 	maxDatagramBytes = 64 << 10
-	// maxAtOnce is how many datagrams are looked through for those of a flow that has just begun.
+	// maxAtOnce is how many datagrams are looked through for those of a flow that has just begun. More of other flows are
+	// not held beside the system's buffer, except what has gone astray.
 	maxAtOnce = 64
+	// maxAstray is how many datagrams of other flows that were in a new flow's socket are held.
+	maxAstray = 256
 )
 
 // packetFlow is the two ends of a flow of datagrams, as the app sees them.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"syscall"
 	"unsafe"
 
@@ -103,14 +104,15 @@ func (s *packetServer) next() (datagram, error) {
 		return d, nil
 	}
 	s.left = nil
-	return s.receive(s.raw, true)
+	return s.receive(s.raw, netip.AddrPort{}, true)
 }
 
 // errNone is returned where nothing has come.
 var errNone = errors.New("no datagram")
 
-// receive reads a datagram. Its payload is a copy.
-func (s *packetServer) receive(raw syscall.RawConn, wait bool) (d datagram, err error) {
+// receive reads a datagram that was sent to the address to, where that is valid, or else to where the system tells. Its
+// payload is a copy.
+func (s *packetServer) receive(raw syscall.RawConn, to netip.AddrPort, wait bool) (d datagram, err error) {
 	for {
 		var n, oobn int
 		var from unix.Sockaddr
@@ -130,7 +132,10 @@ func (s *packetServer) receive(raw syscall.RawConn, wait bool) (d datagram, err 
 			}
 			continue
 		}
-		d.from, d.to = sockaddr(from), s.destination(s.oob[:oobn])
+		d.from, d.to = sockaddr(from), to
+		if !to.IsValid() {
+			d.to = s.destination(s.oob[:oobn])
+		}
 		if d.from.IsValid() && d.to.IsValid() {
 			d.payload = append([]byte(nil), s.buf[:n]...)
 			return d, nil
@@ -151,39 +156,61 @@ func (s *packetServer) begin(d datagram) error {
 		s.table.leave(d.packetFlow)
 		return err
 	}
-	first := [][]byte{d.payload}
-	// Others that are here already will not reach the flow's socket.
-	rest := s.left
-	s.left = nil
-	for range maxAtOnce {
-		more, err := s.receive(s.raw, false)
-		if err != nil {
-			break
-		}
-		rest = append(rest, more)
-	}
-	// And those of other flows that came while that was bound and not yet connected are in its queue.
-	if raw, err := nc.SyscallConn(); err == nil {
-		for range maxAtOnce {
-			stray, err := s.receive(raw, false)
-			if err != nil {
-				break
-			}
-			stray.to = d.to // it was bound to that
-			rest = append(rest, stray)
-		}
-	}
-	for _, other := range rest {
-		if other.packetFlow == d.packetFlow {
-			first = append(first, other.payload)
-		} else {
-			s.left = append(s.left, other)
-		}
-	}
+	first := append([][]byte{d.payload}, s.following(d.packetFlow, nc)...)
 	c := s.flow(d.to)
 	c.Conn, c.Packets, c.rare = &packetConn{UDPConn: nc, table: &s.table, flow: d.packetFlow}, true, &rare{first: first}
 	s.carry(c, nil)
 	return nil
+}
+
+// following returns the datagrams of a flow that came before its socket nc was connected, and takes those of others out
+// of that. What is for other flows is left for next.
+func (s *packetServer) following(f packetFlow, nc *net.UDPConn) (list [][]byte) {
+	// Those that are here already will not reach the flow's socket.
+	for len(s.left) < maxAtOnce {
+		d, err := s.receive(s.raw, netip.AddrPort{}, false)
+		if err != nil {
+			break
+		}
+		s.left = append(s.left, d)
+	}
+	s.left = slices.DeleteFunc(s.left, func(d datagram) bool {
+		if d.packetFlow == f {
+			list = append(list, d.payload)
+		}
+		return d.packetFlow == f
+	})
+	// And those of other flows that came while that was bound and not yet connected are in its queue. All of them must
+	// leave it, for whoever reads there takes them for its source's.
+	raw, err := nc.SyscallConn()
+	if err != nil {
+		return list
+	}
+	for range queueLength(raw) {
+		d, err := s.receive(raw, f.to, false) // it was bound to that
+		switch {
+		case err != nil:
+			return list
+		case d.packetFlow == f:
+			list = append(list, d.payload)
+		case len(s.left) < maxAstray:
+			s.left = append(s.left, d)
+		}
+	}
+	return list
+}
+
+// queueLength is more datagrams than a socket's buffer has room for. In it each costs more than smallest, however short
+// it is.
+func queueLength(raw syscall.RawConn) (n int) {
+	const smallest, fallback = 256, 4096
+	n = fallback
+	_ = raw.Control(func(fd uintptr) {
+		if size, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF); err == nil {
+			n = size / smallest
+		}
+	})
+	return n
 }
 
 // dial makes the socket of a flow.
@@ -235,7 +262,14 @@ func (s *packetServer) destination(oob []byte) netip.AddrPort {
 			return plain(netip.AddrPortFrom(netip.AddrFrom16(a.Addr), networkOrder(a.Port)))
 		case h.Level == unix.SOL_IP && h.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
 			a := (*unix.Inet4Pktinfo)(unsafe.Pointer(unsafe.SliceData(data)))
-			return netip.AddrPortFrom(netip.AddrFrom4(a.Spec_dst), s.at.Port())
+			addr := netip.AddrFrom4(a.Spec_dst)
+			if addr.IsUnspecified() { // it came before the system was asked to tell; see tellDestinations
+				addr = netip.AddrFrom4(a.Addr)
+			}
+			if addr.IsUnspecified() || addr.IsMulticast() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+				return netip.AddrPort{}
+			}
+			return netip.AddrPortFrom(addr, s.at.Port())
 		case h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
 			a := (*unix.Inet6Pktinfo)(unsafe.Pointer(unsafe.SliceData(data)))
 			return plain(netip.AddrPortFrom(netip.AddrFrom16(a.Addr), s.at.Port()))
