@@ -143,12 +143,18 @@ func checkDestination(t *testing.T, host string, addr netip.Addr) {
 }
 
 func FuzzNewForward(f *testing.F) {
-	for _, to := range []string{"a.example:80", "192.0.2.1:80", "[2001:db8::1]:80", "[::ffff:1.2.3.4]:1", "0x7f.1:80", ":80", "[]:80", "a:+80", "a:4294967376", "::1:80"} {
+	for _, to := range []string{"a.example:80", "192.0.2.1:80", "[2001:db8::1]:80", "[::ffff:1.2.3.4]:1", "0x7f.1:80", ":80", "[]:80", "a:+80", "a:4294967376", "::1:80", "unix:/run/app.sock", "unix:@", "unix:a"} {
 		f.Add(to)
 	}
 	f.Fuzz(func(t *testing.T, to string) {
 		way, err := NewForward(to)
 		if err != nil {
+			return
+		}
+		if way.socket != "" {
+			if to != unixPrefix+way.socket || way.host != "" || way.addr.IsValid() || way.port != 0 || CheckUnixPath(way.socket) != nil {
+				t.Errorf("NewForward(%q) leads to %+v", to, way)
+			}
 			return
 		}
 		checkDestination(t, way.host, way.addr)
