@@ -34,7 +34,8 @@ func captureCommand() *cobra.Command {
   gateway capture install                           lead this host's TCP and DNS there
   gateway capture remove                            and no more
 
-Open connections stay as they are, in both cases. With --fail open, the default, flows are
+Connections that are open before install, or go past the gateway, stay as they are; remove ends
+those through it, so drain the gateway before. With --fail open, the default, flows are
 led to the gateway only while it runs. Linux only; it takes root or CAP_NET_ADMIN.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -76,7 +77,7 @@ Called again it replaces what is there, in one step.`,
 func captureRemoveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "remove",
-		Short: "Take out the rules; open connections through the gateway live on while it runs",
+		Short: "Take out the rules; open connections through the gateway end, others stay as they are",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := rules.Remove(cmd.Context(), rules.Host{}); err != nil {
