@@ -8,8 +8,13 @@
 //	err = rules.Remove(ctx, rules.Host{})
 //
 // All of it is text: [Plan] is the list of commands, each with what undoes it, and what Install runs is what
-// `gateway capture print` prints. The packet filter's part is one transaction. A command that fails undoes those
+// `gateway capture print` prints. The part of nftables is one transaction; iptables has one for the chains of each family,
+// and what leads to them comes afterwards. A command that fails undoes those
 // before it, so that nothing is half installed.
+//
+// What is there stays in effect while other rules take its place: what both have is left or replaced at once, and the rest
+// goes last. What is installed is kept in a file, one for each network namespace, by which [Remove] and [Alive] know; without
+// it Remove finds what is ours by its names.
 //
 // # What is caught
 //
