@@ -18,6 +18,10 @@ const (
 	pipeBytes = 1 << 20
 	// leastPipe is the smallest pipe that is of use: with less, copying is faster.
 	leastPipe = 64 << 10
+	// gatherBytes is how much is gathered, as long as more comes, before it is passed on: each time wakes somebody up. What
+	// is less than gatherFrom is passed on at once.
+	gatherBytes = 256 << 10
+	gatherFrom  = 16 << 10
 )
 
 // pipe is what bytes pass through that splice(2) moves from socket to socket: they are not copied, and do not come into
@@ -128,6 +132,12 @@ func (s *splicer) tryFill(fd uintptr) bool {
 		return true
 	}
 	s.n, s.err = splice(fd, uintptr(s.p.w), pipeBytes)
+	for m := s.n; m > 0 && s.n >= gatherFrom && s.n < gatherBytes; {
+		runtime.Gosched() // who sends it may have to be let
+		if m, _ = splice(fd, uintptr(s.p.w), pipeBytes-s.n); m > 0 {
+			s.n += m
+		}
+	}
 	if s.n > 0 {
 		return true
 	}
