@@ -41,9 +41,9 @@ func server(ctx context.Context) error {
 		return err
 	}
 	var n atomic.Int64
-	go countLoop(pc.(*net.UDPConn), &n) // ends with the process
+	go countLoop(pc.(*net.UDPConn), &n)                                      // ends with the process
 	go acceptLoop(counts, func(nc net.Conn) { fmt.Fprintln(nc, n.Swap(0)) }) // as above
-	go acceptLoop(ln, serveBytes) // as above
+	go acceptLoop(ln, serveBytes)                                            // as above
 	<-ctx.Done()
 	return nil
 }
