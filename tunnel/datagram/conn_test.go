@@ -272,10 +272,7 @@ func BenchmarkCarry(b *testing.B) {
 				_ = c.SetDeadline(time.Time{})
 			}
 			done := goCopy(out, in, 64<<10)
-			sender := &udpIO{}
-			if s, ok := ioOf(app).(*udpIO); ok {
-				sender = s
-			}
+			sender := ioOf(app)
 			burst := slices.Repeat([][]byte{make2(1200)}, 40)
 			go io.Copy(io.Discard, server) // ends with server
 			b.SetBytes(1200 * int64(len(burst)))
