@@ -244,7 +244,7 @@ func wantRefused(t *testing.T, p *Peer, h *Head) {
 	p.mu.Unlock()
 	want := []http2.ErrCode{http2.ErrCodeProtocol}
 	switch {
-	case h.Status == "431":
+	case h.Status == "431", h.Answered:
 		want = []http2.ErrCode{http2.ErrCodeNo}
 	case h.Row == 10:
 		want = []http2.ErrCode{http2.ErrCodeFlowControl}

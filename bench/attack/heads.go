@@ -15,6 +15,8 @@ type Head struct {
 	End    bool     // with END_STREAM
 	Then   func(p *Peer, id uint32) error
 	Status string // the answer that may come instead of, or before, RST_STREAM; "": none
+	// Answered tells that the request is well formed, and that its answer is all the refusal there is.
+	Answered bool
 }
 
 // Heads are requests that RFC 9113 calls malformed, or too large, and frames that a tunnel must not carry.
@@ -31,7 +33,7 @@ func Heads() []Head {
 		{Row: 17, Name: "CONNECT with an empty :path", Fields: connect(":path", "")},
 		{Row: 17, Name: "CONNECT without :authority", Fields: []string{":method", "CONNECT"}},
 		{Row: 17, Name: "CONNECT to nowhere", Fields: []string{":method", "CONNECT", ":authority", ""}},
-		{Row: 17, Name: "extended CONNECT", Fields: connect(":scheme", "https", ":path", "/", ":protocol", "websocket")},
+		{Row: 17, Name: "extended CONNECT", Fields: connect(":scheme", "https", ":path", "/", ":protocol", "websocket"), Status: "400", Answered: true},
 		{Row: 18, Name: "no :method", Fields: []string{":authority", "127.0.0.1:9"}},
 		{Row: 18, Name: ":status in a request", Fields: connect(":status", "200")},
 		{Row: 18, Name: "two :authority", Fields: connect(":authority", "127.0.0.1:9")},
