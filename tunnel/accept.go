@@ -176,6 +176,14 @@ func (l *listener) close() {
 	}
 }
 
+// reconfigure has the listener do what conf says from now on.
+func (l *listener) reconfigure(conf *listenerConf) {
+	l.conf.Swap(conf).close()
+	if l.pc != nil {
+		_ = l.pc.SetReadDeadline(wakeNow) // packetLoop goes on with conf; a closed socket has no use for it
+	}
+}
+
 // addr is where the listener is open.
 func (l *listener) addr() net.Addr {
 	if l.pc != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"time"
 
 	"culvert/capture"
@@ -29,6 +30,10 @@ func (l *listener) packetLoop() {
 		err := l.conf.Load().packets.ServePackets(l.pc, l.catchPackets)
 		if l.closed.Load() || errors.Is(err, net.ErrClosed) {
 			return
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) { // by reconfigure
+			_ = l.pc.SetReadDeadline(time.Time{}) // before conf is read: the next one ends the next wait
+			continue
 		}
 		l.g.stats.acceptErrors.add(1)
 		l.g.env.Log.Warn("accepting pauses", "listener", l.conf.Load().name, "err", err)

@@ -238,8 +238,10 @@ func (g *Gateway) replace(ctx context.Context, cfg *Config, p *plan, from gatewa
 func (g *Gateway) install(next *listening, p *plan) {
 	g.plan.Store(p)
 	for key, conf := range next.conf {
-		if before := next.all[key].conf.Swap(conf); before != nil {
-			before.close()
+		if l := next.all[key]; l.conf.Load() != nil {
+			l.reconfigure(conf)
+		} else {
+			l.conf.Store(conf)
 		}
 	}
 	for key, l := range g.listeners {
