@@ -77,34 +77,33 @@ func (c *Conn) Await() error {
 	return err
 }
 
-// Read fills p with capsules of what the socket has received. It returns io.EOF after CloseWrite.
+// Read fills p with capsules of what the socket has received. It returns io.EOF after CloseWrite, and 0 without an error
+// where only an answer to an earlier datagram was there: the caller need not hold p until more has come, see Await.
 func (c *Conn) Read(p []byte) (n int, err error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	for {
-		if n = c.serve(p); n > 0 {
-			return n, nil
-		}
-		if c.ended.Load() {
-			return 0, io.EOF
-		}
-		b := batches.Get().(*batch)
-		err := c.io.read(b)
-		if err != nil || b.len() == 0 {
-			b.reset()
-			batches.Put(b)
-		} else {
-			c.batch = b
-		}
-		switch {
-		case err == nil:
-		case c.ended.Load():
-			return 0, io.EOF
-		case !passing(err):
-			return 0, err
-		}
+	if n = c.serve(p); n > 0 {
+		return n, nil
 	}
+	if c.ended.Load() {
+		return 0, io.EOF
+	}
+	b := batches.Get().(*batch)
+	err = c.io.read(b)
+	if err == nil {
+		c.batch = b
+		return c.serve(p), nil
+	}
+	b.reset()
+	batches.Put(b)
+	switch {
+	case c.ended.Load():
+		return 0, io.EOF
+	case passing(err):
+		return 0, nil
+	}
+	return 0, err
 }
 
 // serve fills p with what was received, as far as it has room.

@@ -184,6 +184,26 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
+// An error that the other end's system tells, and that passes, does not make a Read wait with its buffers.
+func TestNobodyThereHoldsNoBuffer(t *testing.T) {
+	for name, make := range kinds {
+		t.Run(name, func(t *testing.T) {
+			a, b := udpPair(t)
+			b.Close()
+			c := make(a, nil)
+			if _, err := a.Write([]byte("hello")); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Await(); err != nil {
+				t.Fatalf("Await = %v, want nil", err)
+			}
+			if n, err := c.Read(make2(100)); n != 0 || err != nil {
+				t.Errorf("Read = %d, %v, want 0 and no error", n, err)
+			}
+		})
+	}
+}
+
 // End makes a Read under way return the end, and so does CloseWrite; Close an error.
 func TestEnd(t *testing.T) {
 	for name, end := range map[string]func(*Conn){
