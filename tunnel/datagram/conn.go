@@ -161,7 +161,12 @@ func (c *Conn) TryWrite(p []byte) (int, error) { return c.write(p, false) }
 // maxList is how many datagrams are collected for one write.
 const maxList = 256
 
+// keptPart is the largest buffer that is kept for the next capsule whose end comes later: that of a datagram of a usual
+// path.
+const keptPart = 2 << 10
+
 func (c *Conn) write(p []byte, wait bool) (n int, err error) {
+	defer c.forget()
 	for n < len(p) {
 		taken, err := c.writeList(p[n:], wait)
 		n += taken
@@ -172,9 +177,19 @@ func (c *Conn) write(p []byte, wait bool) (n int, err error) {
 	return n, nil
 }
 
+// forget lets go of what a write has looked at: a flow that falls silent holds no more than a little.
+func (c *Conn) forget() {
+	clear(c.list)
+	c.list = c.list[:0]
+	if len(c.dec.part) == 0 && cap(c.dec.part) > keptPart {
+		c.dec.part = nil
+	}
+}
+
 // writeList writes up to maxList datagrams of p, and returns how much of p is done with: less than all of it where there
 // is no room.
 func (c *Conn) writeList(p []byte, wait bool) (n int, err error) {
+	clear(c.list)
 	c.list = c.list[:0]
 	var ends [maxList]int // of each datagram's capsule, in p
 	skip, split := c.dec.skip, len(c.dec.part) > 0

@@ -204,6 +204,26 @@ func TestNobodyThereHoldsNoBuffer(t *testing.T) {
 	}
 }
 
+// A Conn that has written keeps neither what it was given nor the room that a long capsule took.
+func TestWriteHoldsNoBuffer(t *testing.T) {
+	a, _ := udpPair(t)
+	c := New(a, nil)
+	long := append(capsule(string(make2(60_000))), capsule("short")...)
+	for _, p := range [][]byte{long[:100], long[100:]} {
+		if _, err := c.Write(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if cap(c.dec.part) > keptPart {
+		t.Errorf("%d bytes are kept of a capsule that is complete, want at most %d", cap(c.dec.part), keptPart)
+	}
+	for _, payload := range c.list[:cap(c.list)] {
+		if payload != nil {
+			t.Errorf("a payload of %d bytes is kept, want none", len(payload))
+		}
+	}
+}
+
 // End makes a Read under way return the end, and so does CloseWrite; Close an error.
 func TestEnd(t *testing.T) {
 	for name, end := range map[string]func(*Conn){
