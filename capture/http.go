@@ -113,11 +113,40 @@ type httpConn struct {
 	raw      net.Conn // itself
 	carry    func(*Conn)
 	done     func()
-	once     sync.Once
 	taken    atomic.Bool // from the server, which does not know when it is over
+
+	mu     sync.Mutex
+	ended  bool // it is over; guarded by mu
+	making int  // flows that are being handed to carry; guarded by mu
 }
 
-func (c *httpConn) over() { c.once.Do(c.done) }
+// over notes the end of the connection, for which flows wait that it has asked for and that nobody knows of yet.
+func (c *httpConn) over() { c.settle(func() { c.ended = true }) }
+
+// made notes that a flow is carried for which begin was called.
+func (c *httpConn) made() { c.settle(func() { c.making-- }) }
+
+func (c *httpConn) settle(change func()) {
+	c.mu.Lock()
+	before := c.ended && c.making == 0
+	change()
+	after := c.ended && c.making == 0
+	c.mu.Unlock()
+	if after && !before {
+		c.done()
+	}
+}
+
+// begin reports whether the connection may still ask for a flow. If so, made must be called.
+func (c *httpConn) begin() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return false
+	}
+	c.making++
+	return true
+}
 
 // CloseWrite ends the direction towards the app, which the server does before it closes a connection with unread bytes.
 func (c *httpConn) CloseWrite() error { return (&Conn{Conn: c.raw}).CloseWrite() }
@@ -191,7 +220,7 @@ func (p *HTTPProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	nc := r.Context().Value(httpConnKey{}).(*httpConn)
-	p.forward.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), flowKey{}, &httpFlow{carry: nc.carry, user: user, source: nc.raw})))
+	p.forward.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), flowKey{}, &httpFlow{conn: nc, user: user})))
 	if nc.taken.Load() { // upgraded, and over
 		nc.over()
 	}
@@ -309,9 +338,8 @@ func refuseHTTP(w http.ResponseWriter, err error) {
 
 // httpFlow is the flow of one request in absolute form, as far as it is known before it is dialled.
 type httpFlow struct {
-	carry  func(*Conn)
-	user   string
-	source net.Conn
+	conn *httpConn // that has asked for it
+	user string
 }
 
 // flowKey is where the flow of a request is found.
@@ -325,13 +353,20 @@ func dialFlow(ctx context.Context, _, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, refusedFlow(NameNotFound)
 	}
+	if !f.conn.begin() {
+		return nil, net.ErrClosed // the transport dials in a goroutine of its own, which may come late
+	}
 	app, end, err := Pair(false)
 	if err != nil {
+		f.conn.made()
 		return nil, err
 	}
 	answer := make(pairAnswer, 1)
-	c := &Conn{Conn: &pairedConn{Conn: end, remote: f.source.RemoteAddr()}, Way: WayHTTP, Host: host, Addr: addr, Port: port, User: f.user, answer: answer}
-	go f.carry(c) // ends with the flow at the latest, of which this package's user keeps account
+	c := &Conn{Conn: &pairedConn{Conn: end, remote: f.conn.raw.RemoteAddr()}, Way: WayHTTP, Host: host, Addr: addr, Port: port, User: f.user, answer: answer}
+	go func() { // ends with the flow at the latest, of which this package's user keeps account
+		defer f.conn.made()
+		f.conn.carry(c)
+	}()
 	select {
 	case no := <-answer:
 		if no != nil {

@@ -2,6 +2,7 @@ package capture
 
 import (
 	"bufio"
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -11,8 +12,10 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -452,6 +455,44 @@ func TestHTTPClose(t *testing.T) {
 	p.Close()
 	if _, err := br.ReadByte(); !errors.Is(err, io.EOF) {
 		t.Errorf("the kept connection ends with %v, want EOF", err)
+	}
+}
+
+// A connection is not over while a flow is being made that it has asked for, and asks for none after: who keeps account
+// of flows may wait for them then.
+func TestHTTPFlowAfterItsConnection(t *testing.T) {
+	client, raw := tcpPair(t)
+	var over, carried atomic.Int32
+	entered, leave := make(chan struct{}), make(chan struct{})
+	nc := &httpConn{Conn: raw, raw: raw, done: func() { over.Add(1) }, carry: func(c *Conn) {
+		carried.Add(1)
+		close(entered)
+		<-leave
+		_ = c.Refused(NotAllowed)
+		_ = c.Close()
+	}}
+	ctx := context.WithValue(t.Context(), flowKey{}, &httpFlow{conn: nc})
+	answered := make(chan error)
+	go func() { // ends with its flow
+		_, err := dialFlow(ctx, "tcp", "a.example:80")
+		answered <- err
+	}()
+	<-entered
+	client.Close()
+	nc.over()
+	if n := over.Load(); n != 0 {
+		t.Errorf("the connection is over %d times while a flow is made", n)
+	}
+	close(leave)
+	if err := <-answered; err == nil {
+		t.Error("dialFlow = nil, want the refusal")
+	}
+	for deadline := time.Now().Add(patience); over.Load() == 0 && time.Now().Before(deadline); {
+		runtime.Gosched()
+	}
+	nc.over()
+	if _, err := dialFlow(ctx, "tcp", "a.example:80"); err == nil || over.Load() != 1 || carried.Load() != 1 {
+		t.Errorf("after the end dialFlow = %v, %d flows, over %d times; want an error, 1 and 1", err, carried.Load(), over.Load())
 	}
 }
 
