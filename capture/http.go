@@ -169,8 +169,7 @@ func (p *HTTPProxy) serve(c *httpConn) {
 	select {
 	case p.accepted <- c:
 	case <-p.closing:
-		_ = c.Close() // it is not wanted any more
-		c.over()
+		_ = p.server.Serve(&lastConn{httpListener: (*httpListener)(p), nc: c}) // it was taken before: it has one request
 	}
 }
 
@@ -192,6 +191,20 @@ func (l *httpListener) Accept() (net.Conn, error) {
 	case <-l.closing:
 		return nil, net.ErrClosed
 	}
+}
+
+// lastConn is an httpListener that is closed, with a connection that was taken before.
+type lastConn struct {
+	*httpListener
+	nc net.Conn // nil: it was accepted
+}
+
+func (l *lastConn) Accept() (net.Conn, error) {
+	nc := l.nc
+	if l.nc = nil; nc == nil {
+		return nil, net.ErrClosed
+	}
+	return nc, nil
 }
 
 func (l *httpListener) Close() error { return nil }

@@ -458,6 +458,24 @@ func TestHTTPClose(t *testing.T) {
 	}
 }
 
+// What was accepted before Close has a request answered, and no second one: a reload closes the way of connections that
+// have not said yet what they speak.
+func TestMixedFirstByteAfterClose(t *testing.T) {
+	srv := page(t)
+	way := NewMixed(newSocks5(t, Socks5Config{}), newHTTPProxy(t, HTTPConfig{}))
+	s := &server{t: t, way: way, target: srv.Listener.Addr().String()}
+	nc := dialTest(t, s.start())
+	way.Close()
+	io.WriteString(nc, "GET http://a.example/page HTTP/1.1\r\nHost: x\r\n\r\n")
+	br := bufio.NewReader(nc)
+	if res, _ := readResponse(t, br, "GET"); res.StatusCode != 200 || !res.Close {
+		t.Errorf("the answer is %s, the last one %t; want 200, true", res.Status, res.Close)
+	}
+	if _, err := br.ReadByte(); !errors.Is(err, io.EOF) {
+		t.Errorf("the connection ends with %v, want EOF", err)
+	}
+}
+
 // A connection is not over while a flow is being made that it has asked for, and asks for none after: who keeps account
 // of flows may wait for them then.
 func TestHTTPFlowAfterItsConnection(t *testing.T) {
