@@ -122,12 +122,13 @@ var speaksFirst = []uint16{21, 22, 25, 110, 143, 587, 3306, 5900}
 // findName looks for the name of a flow that was captured with an address. Where a route names it, the flow goes to the
 // name: what an app says of a connection is no reason to let it pass to somewhere else.
 func (l *listener) findName(f *Flow, c *capture.Conn, conf *listenerConf) {
-	p := l.g.plan.Load().listeners[conf.name]
+	plan := l.g.plan.Load()
+	p := plan.listeners[conf.name]
 	if p == nil || !p.names || slices.Contains(speaksFirst, f.Target.Port) {
 		return
 	}
 	host := capture.Sniff(c, conf.sniff)
-	if named, err := TargetOf(host, netip.Addr{}, f.Target.Port); host != "" && err == nil && p.takesName(named, f.Target) {
+	if named, err := TargetOf(host, netip.Addr{}, f.Target.Port); host != "" && err == nil && p.takesName(named, f.Target, plan.isLocal(f.Target, f.Request.Dialled)) {
 		f.Target = named
 	}
 }

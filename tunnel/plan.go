@@ -34,10 +34,11 @@ type listenerPlan struct {
 	strict   bool // nothing gets in
 }
 
-// takesName reports whether the first route that takes either named or addr does so because it names the host.
-func (l *listenerPlan) takesName(named, addr Target) bool {
+// takesName reports whether the first route that takes either named or addr does so because it names the host. local
+// tells that addr is one of this host's own.
+func (l *listenerPlan) takesName(named, addr Target, local bool) bool {
 	for _, r := range l.routes {
-		if r.match(addr, false) != nil {
+		if r.match(addr, local) != nil {
 			return false
 		}
 		if m := r.match(named, false); m != nil {

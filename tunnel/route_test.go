@@ -55,6 +55,34 @@ func TestRouteMatch(t *testing.T) {
 	}
 }
 
+// A name that an app has said leads a flow elsewhere only where no route before takes its address.
+func TestRouteTakesName(t *testing.T) {
+	named, addr := Target{Host: "orders.shop.svc", Port: 80}, Target{Addr: netip.MustParseAddr("10.0.0.2"), Port: 80}
+	for _, tt := range []struct {
+		name   string
+		routes []string
+		local  bool
+		want   bool
+	}{
+		{"a name", []string{"*.shop.svc"}, false, true},
+		{"everything", []string{"*"}, false, false},
+		{"the address first", []string{"10.0.0.0/8", "*.shop.svc"}, false, false},
+		{"the name first", []string{"*.shop.svc", "10.0.0.0/8"}, false, true},
+		{"inbound, this host first", []string{"local", "*.shop.svc"}, true, false},
+		{"outbound, this host first", []string{"local", "*.shop.svc"}, false, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var l listenerPlan
+			for _, text := range tt.routes {
+				l.routes = append(l.routes, &route{matchers: []matcher{parseMatcher(text)}})
+			}
+			if got := l.takesName(named, addr, tt.local); got != tt.want {
+				t.Errorf("takesName = %t, want %t", got, tt.want)
+			}
+		})
+	}
+}
+
 // soundConfig is right as it stands; tests break one thing of it.
 func soundConfig() *Config {
 	return &Config{
