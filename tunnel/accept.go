@@ -152,6 +152,9 @@ func newMixed(c *ListenerConfig) (*capture.Mixed, error) {
 	if web.Users == nil && web.UsersFile == "" {
 		web.Users, web.UsersFile = socks.Users, socks.UsersFile
 	}
+	if !socks.RequiresLogin() {
+		socks.Users, socks.UsersFile = web.Users, web.UsersFile
+	}
 	s, err := capture.NewSocks5(socks)
 	if err != nil {
 		return nil, err

@@ -58,8 +58,8 @@ type ListenerConfig struct {
 	To string `yaml:"to"`
 	// SOCKS5 says who may use a `socks5` listener.
 	SOCKS5 capture.Socks5Config `yaml:"socks5"`
-	// HTTP says who may use an `http-proxy` listener. A `proxy` listener without users here takes those of
-	// SOCKS5.
+	// HTTP says who may use an `http-proxy` listener. A `proxy` listener that has users only here or only in SOCKS5
+	// takes them for both.
 	HTTP capture.HTTPConfig `yaml:"http"`
 	// Identities are the SPIFFE IDs that apps carry which have logged in, by user name; policy judges by
 	// them. Apps of other users carry this gateway's.

@@ -2,9 +2,13 @@ package tunnel
 
 import (
 	"errors"
+	"io"
+	"net"
 	"slices"
 	"testing"
 	"time"
+
+	"culvert/capture"
 )
 
 // TestValidatePlaces checks that faults are reported at their places.
@@ -37,6 +41,46 @@ func TestValidatePlaces(t *testing.T) {
 			}
 			if !slices.Equal(got, c.want) {
 				t.Errorf("problems at %q, want %q: %v", got, c.want, problems)
+			}
+		})
+	}
+}
+
+// Who must log in to the HTTP proxy must for SOCKS on the same port, too.
+func TestMixedLogin(t *testing.T) {
+	bob := map[string]capture.Password{"bob": "secret"}
+	for name, c := range map[string]*ListenerConfig{
+		"users of HTTP": {HTTP: capture.HTTPConfig{Users: bob}}, "users of SOCKS": {SOCKS5: capture.Socks5Config{Users: bob}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, tt := range []struct{ say, want string }{
+				{"\x05\x01\x00", "\x05\xff"}, {"CONNECT a.example:80 HTTP/1.1\r\nHost: a.example:80\r\n\r\n", "HTTP/1.1 407"},
+			} {
+				way, err := newMixed(c)
+				if err != nil {
+					t.Fatal(err)
+				}
+				app, nc := net.Pipe()
+				over := make(chan struct{})
+				go func() { // ends with nc
+					_ = way.Serve(nc, func(c *capture.Conn) {
+						t.Error("a flow is let through without a login")
+						_ = c.Close()
+					}, func() { close(over) })
+				}()
+				if err := app.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.WriteString(app, tt.say); err != nil {
+					t.Fatal(err)
+				}
+				got := make([]byte, len(tt.want))
+				if _, err := io.ReadFull(app, got); string(got) != tt.want {
+					t.Errorf("the answer is %q, %v, want %q", got, err, tt.want)
+				}
+				app.Close()
+				<-over
+				way.Close()
 			}
 		})
 	}

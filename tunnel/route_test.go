@@ -139,6 +139,12 @@ func TestValidate(t *testing.T) {
 		{"both off loopback, with a login for one", func(c *Config) {
 			c.Listeners[0].Kind, c.Listeners[0].Address, c.Listeners[0].HTTP.TokensFile = KindProxy, ":1080", "x"
 		}, "listeners[0].address", "SOCKS5"},
+		{"both, with tokens for one", func(c *Config) {
+			c.Listeners[0].Kind, c.Listeners[0].HTTP.TokensFile = KindProxy, "x"
+		}, "listeners[0].http", "tokens"},
+		{"both off loopback, with users of HTTP", func(c *Config) {
+			c.Listeners[0].Kind, c.Listeners[0].Address, c.Listeners[0].HTTP.UsersFile = KindProxy, ":1080", "x"
+		}, "", ""},
 		{"both off loopback, with login", func(c *Config) {
 			c.Listeners[0].Kind, c.Listeners[0].Address, c.Listeners[0].SOCKS5.UsersFile = KindProxy, ":1080", "x"
 		}, "", ""},

@@ -226,6 +226,11 @@ func (v *validator) logins(at string, l *ListenerConfig) {
 		v.note(at+".identities", "nobody logs in here, so nobody would have one of these; name users under socks5 or http, or remove identities")
 	}
 	open := socks && !l.SOCKS5.RequiresLogin() || web && !l.HTTP.RequiresLogin() && !l.SOCKS5.RequiresLogin()
+	if l.Kind == KindProxy && (l.HTTP.Users != nil || l.HTTP.UsersFile != "") {
+		open = false // SOCKS5 has them, too
+	} else if l.Kind == KindProxy && open && l.HTTP.RequiresLogin() && !l.Open && isLoopback(l.Address) {
+		v.note(at+".http", "SOCKS5 has no tokens, and on the same port everybody could do without; name users as well, or write open: true if that is meant")
+	}
 	if open && !l.Open && listenAddressProblem(l.Address) == "" && !isLoopback(l.Address) {
 		what, users := "SOCKS5", "socks5"
 		if !socks {
