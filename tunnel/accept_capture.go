@@ -141,7 +141,7 @@ func (l *listener) comesBack(f *Flow) error {
 		return &Error{Cause: CauseLoop, Reason: fmt.Sprintf("it was made to %s, where this gateway itself listens; "+
 			"the listener is for flows that `gateway capture install` leads here", dst)}
 	}
-	pair := addrPair{from: f.Source, to: dst}
+	pair := addrPair{from: f.Source, to: dst, udp: f.UDP}
 	if g.loops.enter(pair, false) {
 		return errCaughtAgain(pair)
 	}

@@ -115,7 +115,7 @@ func asSource(_, _ string, raw syscall.RawConn) error {
 
 // dialledHere notes a connection that this gateway has made, so that it is known if it comes back.
 func (f *Flow) dialledHere(nc net.Conn) error {
-	pair := addrPair{from: addrPort(nc.LocalAddr()), to: addrPort(nc.RemoteAddr())}
+	pair := addrPair{from: addrPort(nc.LocalAddr()), to: addrPort(nc.RemoteAddr()), udp: f.UDP}
 	if f.g.loops.enter(pair, true) {
 		return errCaughtAgain(pair)
 	}

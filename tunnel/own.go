@@ -112,8 +112,11 @@ type loops struct {
 	conns map[addrPair]bool // true: dialled here, false: captured here; guarded by mu
 }
 
-// addrPair are the addresses of a connection.
-type addrPair struct{ from, to netip.AddrPort }
+// addrPair are the addresses of a connection. TCP and UDP have ports of their own.
+type addrPair struct {
+	from, to netip.AddrPort
+	udp      bool
+}
 
 // enter notes a connection and reports whether the same one was noted from its other side. It must be left with
 // leave, unless it was.
