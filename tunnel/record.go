@@ -274,6 +274,10 @@ func (g *Gateway) sweep(now time.Time) {
 	g.flows.each(func(f *Flow) bool {
 		t, age := &f.plan.timeouts, now.Sub(f.started)
 		n := f.in.carried() + f.out.carried()
+		if f.UDP {
+			in, out, _, _ := f.packets()
+			n += in + out // of which some may be empty
+		}
 		switch {
 		case n != f.seenBytes:
 			f.seenBytes, f.seenAt, f.lean = n, age, false
@@ -290,10 +294,9 @@ func (g *Gateway) sweep(now time.Time) {
 		return true
 	})
 	for _, f := range idle {
-		if f.UDP && (f.expire() || f.plan.timeouts.Idle == 0) {
-			continue // between two gateways the ends of the flow know better
+		if !f.expire(now.Sub(f.started) - f.seenAt) {
+			f.cut(&Error{Cause: CauseIdle, Reason: "no byte in either direction for " + f.idleLimit().String()})
 		}
-		f.cut(&Error{Cause: CauseIdle, Reason: "no byte in either direction for " + f.plan.timeouts.Idle.String()})
 	}
 	for _, f := range old {
 		f.cut(&Error{Cause: CauseAge, Reason: "it lasted " + f.plan.timeouts.Age.String()})

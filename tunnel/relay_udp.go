@@ -18,22 +18,39 @@ type packetEnd struct{ *datagram.Conn }
 // Reset closes the socket: there is nobody to be told.
 func (p *packetEnd) Reset(error) { _ = p.Close() }
 
-// idleLimit is how long the flow may carry nothing; 0: for ever.
+// expiryPatience is how long the end of a flow of datagrams may take: a peer that does not answer it, or that takes
+// nothing, must not keep the flow.
+const expiryPatience = 5 * time.Second
+
+// idleLimit is how long the flow may carry nothing; 0: for ever. Between two gateways the ends of a flow of datagrams
+// know better when it is over.
 func (f *Flow) idleLimit() time.Duration {
 	if f.UDP {
-		return f.plan.timeouts.UDPIdle
+		if accepted, opened := f.packetEnds(); accepted != nil || opened != nil {
+			return f.plan.timeouts.UDPIdle
+		}
 	}
 	return f.plan.timeouts.Idle
 }
 
-// expire ends a flow of datagrams that nobody needs any more, in peace: that is how all of them end. It reports whether
-// it could, which is so where an end is a socket.
-func (f *Flow) expire() (ended bool) {
+// packetEnds are the ends of the flow as far as they are sockets for datagrams, nil where one is not.
+func (f *Flow) packetEnds() (accepted, opened *packetEnd) {
 	f.mu.Lock()
-	ends := [2]Conn{f.in.src, f.out.src}
-	f.mu.Unlock()
-	for _, end := range ends {
-		if p, ok := end.(*packetEnd); ok {
+	defer f.mu.Unlock()
+	accepted, _ = f.in.src.(*packetEnd)
+	opened, _ = f.out.src.(*packetEnd)
+	return accepted, opened
+}
+
+// expire ends a flow of datagrams that nobody needs any more, in peace: that is how all of them end. It reports whether
+// it could, which is so where an end is a socket. idle is how long nothing was carried.
+func (f *Flow) expire(idle time.Duration) (ended bool) {
+	if !f.UDP || idle >= f.idleLimit()+expiryPatience {
+		return false
+	}
+	accepted, opened := f.packetEnds()
+	for _, p := range [2]*packetEnd{accepted, opened} {
+		if p != nil {
 			p.End()
 			ended = true
 		}
@@ -56,15 +73,13 @@ func (d *direction) payload(src, dst Conn) (n int64, ok bool) {
 // packets are the datagrams that a flow's sockets have carried in both directions, and those that were lost for a reason
 // that is known.
 func (f *Flow) packets() (in, out, lost int64, ok bool) {
-	f.mu.Lock()
-	accepted, opened := f.in.src, f.out.src
-	f.mu.Unlock()
-	if p, is := opened.(*packetEnd); is {
-		s := p.Stats()
+	accepted, opened := f.packetEnds()
+	if opened != nil {
+		s := opened.Stats()
 		in, out, lost, ok = s.Sent.Load(), s.Received.Load(), s.Dropped.Load(), true
 	}
-	if p, is := accepted.(*packetEnd); is {
-		s := p.Stats()
+	if accepted != nil {
+		s := accepted.Stats()
 		in, out, ok = s.Received.Load(), s.Sent.Load(), true
 		lost += s.Dropped.Load()
 	}
