@@ -26,7 +26,18 @@ const (
 
 // pipe is what bytes pass through that splice(2) moves from socket to socket: they are not copied, and do not come into
 // this process. It is empty while it is in pipes.
-type pipe struct{ r, w int }
+type pipe struct {
+	r, w      int
+	collected runtime.Cleanup
+}
+
+// close closes the pipe and drops what is in it.
+func (p *pipe) close() {
+	p.collected.Stop()
+	_ = unix.Close(p.r)
+	_ = unix.Close(p.w)
+	runtime.KeepAlive(p) // or it were collected before Stop
+}
 
 // pipes holds *pipe. A pipe that is collected is closed.
 var pipes = sync.Pool{New: func() any {
@@ -43,8 +54,8 @@ var pipes = sync.Pool{New: func() any {
 		_ = unix.Close(fds[1])
 		return (*pipe)(nil)
 	}
-	p := &pipe{fds[0], fds[1]}
-	runtime.AddCleanup(p, func(fds [2]int) {
+	p := &pipe{r: fds[0], w: fds[1]}
+	p.collected = runtime.AddCleanup(p, func(fds [2]int) {
 		_ = unix.Close(fds[0])
 		_ = unix.Close(fds[1])
 	}, fds)
@@ -103,7 +114,9 @@ func (s *splicer) move() (n int, src, dst error) {
 	s.dst.wmu.Unlock()
 	if err == nil {
 		pipes.Put(s.p)
-	} // else the bytes in it are nobody's, and it goes with them
+	} else {
+		s.p.close() // the bytes in it are nobody's
+	}
 	n, s.p, s.n = want-s.n, nil, 0
 	return n, nil, err
 }

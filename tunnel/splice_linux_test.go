@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"culvert/tunnel/nowait"
 )
 
@@ -146,6 +148,34 @@ func TestSpliceHoldsNothing(t *testing.T) {
 
 // BenchmarkDirect relays between two sockets by splice, and by reading and writing with buffers of several sizes. The
 // processor time is that of the relaying thread alone.
+// A pipe whose bytes nobody takes any more is closed, and what it held is given back at once.
+func TestSpliceBreaksAndClosesItsPipe(t *testing.T) {
+	client, src := tcpEnds(t)
+	dst, _ := tcpEnds(t)
+	s := newSplicer(newSocket(src), newSocket(dst))
+	var used *pipe
+	fill := s.fill
+	s.fill = func(fd uintptr) bool {
+		done := fill(fd)
+		used = s.p
+		return done
+	}
+	if _, err := client.Write([]byte("nobody's")); err != nil {
+		t.Fatal(err)
+	}
+	if err := dst.SetWriteDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.move(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("move = %v, want the deadline", err)
+	}
+	for _, fd := range []int{used.r, used.w} {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0); !errors.Is(err, syscall.EBADF) {
+			t.Errorf("descriptor %d of the pipe: %v, want that it is closed", fd, err)
+		}
+	}
+}
+
 func BenchmarkDirect(b *testing.B) {
 	ways := map[string]func(*direction){"splice": func(d *direction) { d.spliced() }}
 	for _, size := range []int{16 << 10, 64 << 10, 256 << 10, 1 << 20} {
