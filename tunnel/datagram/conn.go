@@ -363,8 +363,6 @@ func (b *batch) add(slot, n, segment int) {
 	b.n++
 }
 
-func (b *batch) len() int { return b.n }
-
 func (b *batch) reset() { b.n, b.at, b.off = 0, 0, 0 }
 
 // peek returns the next datagram. It is valid until reset.
