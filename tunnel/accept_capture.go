@@ -55,6 +55,11 @@ func (l *listener) isHere(dst netip.AddrPort) bool {
 func (l *listener) catchMany(nc net.Conn, conf *listenerConf) {
 	stop := l.g.closeWithGateway(nc)
 	err := conf.server.Serve(nc, func(c *capture.Conn) {
+		if c.Packets && conf.maxConnections > 0 && l.open.Load() >= conf.maxConnections {
+			_ = c.Close() // an app has at most one other flow at a time on nc
+			l.lostPackets(conf, "maxConnections", nil)
+			return
+		}
 		l.open.Add(1)
 		l.g.stats.connections.add(1)
 		l.g.work.Add(1)

@@ -137,7 +137,7 @@ func (s *sockets) findOrOpen(socket tunnel.Socket) (opened, error) {
 	for i, o := range s.inherited {
 		if network, at := boundTo(o); network == socket.Network && sameAddress(at, socket.Address) {
 			s.inherited = append(s.inherited[:i], s.inherited[i+1:]...)
-			return o, socket.Adopt(o)
+			return adopt(socket, o)
 		}
 	}
 	for other, old := range s.open {
@@ -145,7 +145,7 @@ func (s *sockets) findOrOpen(socket tunnel.Socket) (opened, error) {
 			continue
 		}
 		if again, err := duplicate(old); err == nil {
-			return again, socket.Adopt(again)
+			return adopt(socket, again)
 		}
 	}
 	if socket.Network == "udp" {
@@ -158,6 +158,15 @@ func (s *sockets) findOrOpen(socket tunnel.Socket) (opened, error) {
 	o, ok := ln.(opened)
 	if !ok {
 		panic("BUG: a listener that is no socket")
+	}
+	return o, nil
+}
+
+// adopt readies a socket for what it is to be, or closes it where that is not possible.
+func adopt(socket tunnel.Socket, o opened) (opened, error) {
+	if err := socket.Adopt(o); err != nil {
+		_ = o.Close() // it is open
+		return nil, err
 	}
 	return o, nil
 }
