@@ -362,7 +362,8 @@ func TestRFC9113_6_9_ConnectionWindowIsConserved(t *testing.T) {
 			p.WriteData(1+2*i, true, make([]byte, frame))
 			p.handled()
 		}},
-		{"more than content-length", 9, nothing, func(p *specPeer, i uint32) {
+		// Each counts as ten oddities where a handler has the stream already, and 75 are too many.
+		{"more than content-length", 7, nothing, func(p *specPeer, i uint32) {
 			p.WriteHeaders(1+2*i, false, h2test.Request("POST", "/read", "content-length", "1")...)
 			p.WriteData(1+2*i, false, make([]byte, frame))
 			p.handled()
