@@ -264,9 +264,7 @@ func (l *listener) serve(nc net.Conn) {
 		l.shed(nc, "maxConnections")
 		return
 	}
-	l.open.Add(1)
-	l.g.stats.connections.add(1)
-	l.g.work.Add(1)
+	l.connBegun()
 	go l.serveConn(nc, conf) // ends with the connection or before, see Carry; Close ends it and waits for connEnded
 }
 
@@ -292,6 +290,13 @@ func (l *listener) serveConn(nc net.Conn, conf *listenerConf) {
 		}
 	}
 	l.connEnded()
+}
+
+// connBegun notes that a connection is accepted. Each is followed by one connEnded.
+func (l *listener) connBegun() {
+	l.open.Add(1)
+	l.g.stats.connections.add(1)
+	l.g.work.Add(1)
 }
 
 // connEnded notes that an accepted connection is over.

@@ -27,8 +27,7 @@ func (l *listener) catchOne(nc net.Conn, conf *listenerConf) *capture.Conn {
 	c, err := conf.way.Catch(nc)
 	stop()
 	if err != nil {
-		l.g.stats.captureFailed.add(1)
-		l.logFailedCapture(nc, conf, err)
+		l.noteFailedCapture(nc, conf, err)
 		return nil
 	}
 	return c
@@ -60,9 +59,7 @@ func (l *listener) catchMany(nc net.Conn, conf *listenerConf) {
 			l.lostPackets(conf, "maxConnections", nil)
 			return
 		}
-		l.open.Add(1)
-		l.g.stats.connections.add(1)
-		l.g.work.Add(1)
+		l.connBegun()
 		if f, a := l.newFlow(c, nc, conf); f.UDP {
 			go l.g.Carry(f, a) // ends with the flow or before; Close ends it and waits for connEnded
 		} else {
@@ -73,8 +70,7 @@ func (l *listener) catchMany(nc net.Conn, conf *listenerConf) {
 		l.connEnded()
 	})
 	if err != nil {
-		l.g.stats.captureFailed.add(1)
-		l.logFailedCapture(nc, conf, err)
+		l.noteFailedCapture(nc, conf, err)
 	}
 }
 
@@ -168,9 +164,10 @@ func (conf *listenerConf) ours(c *capture.Conn, f *Flow, host *neighbours) bool 
 	return f.Source.Addr().IsLoopback() || f.Source.Addr() == local.Addr()
 }
 
-// logFailedCapture tells of an app that did not get through the handshake. Port scans and health checks are
+// noteFailedCapture counts and tells of an app that did not get through the handshake. Port scans and health checks are
 // no news.
-func (l *listener) logFailedCapture(nc net.Conn, conf *listenerConf, err error) {
+func (l *listener) noteFailedCapture(nc net.Conn, conf *listenerConf, err error) {
+	l.g.stats.captureFailed.add(1)
 	level := slog.LevelInfo
 	var failed *capture.HandshakeError
 	if errors.As(err, &failed) && failed.Cause == capture.CauseClosed {

@@ -53,9 +53,7 @@ func (l *listener) catchPackets(c *capture.Conn, err error) {
 		l.lostPackets(conf, "maxConnections", nil)
 		return
 	}
-	l.open.Add(1)
-	l.g.stats.connections.add(1)
-	l.g.work.Add(1)
+	l.connBegun()
 	if conf.service != nil {
 		go func() { // ends with the app's silence, or the gateway; Close waits for connEnded
 			l.serveApp(c, conf)
