@@ -18,26 +18,6 @@ import (
 	"culvert/tunnel/nowait"
 )
 
-// tcpEnds returns both ends of a TCP connection.
-func tcpEnds(t testing.TB) (a, b *net.TCPConn) {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	dialled, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	accepted, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { dialled.Close(); accepted.Close() })
-	return dialled.(*net.TCPConn), accepted.(*net.TCPConn)
-}
-
 // between is a direction from one socket to another.
 func between(src, dst net.Conn) *direction {
 	d := &direction{flow: new(Flow)}
@@ -47,8 +27,8 @@ func between(src, dst net.Conn) *direction {
 
 // TestSplice moves bytes, in pieces and against a reader that is slow, up to the end.
 func TestSplice(t *testing.T) {
-	client, src := tcpEnds(t)
-	dst, server := tcpEnds(t)
+	client, src := tcpPair(t)
+	dst, server := tcpPair(t)
 	d := between(src, dst)
 	done := make(chan error, 1)
 	go func() { // ends with the client's end
@@ -84,8 +64,8 @@ func TestSplice(t *testing.T) {
 
 // A destination that breaks ends it with its error, a source with its own, and a deadline leaves what follows.
 func TestSpliceBreaks(t *testing.T) {
-	client, src := tcpEnds(t)
-	dst, server := tcpEnds(t)
+	client, src := tcpPair(t)
+	dst, server := tcpPair(t)
 	d := between(src, dst)
 	src.SetReadDeadline(time.Unix(1, 0))
 	if err, _, ok := d.spliced(); !ok || !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -106,8 +86,8 @@ func TestSpliceBreaks(t *testing.T) {
 		t.Errorf("to a broken destination: %v, %v", from, to)
 	}
 
-	client2, src2 := tcpEnds(t)
-	dst2, _ := tcpEnds(t)
+	client2, src2 := tcpPair(t)
+	dst2, _ := tcpPair(t)
 	client2.SetLinger(0)
 	client2.Close()
 	if from, to, ok := between(src2, dst2).spliced(); !ok || to != nil || !errors.Is(from, syscall.ECONNRESET) {
@@ -120,7 +100,7 @@ func TestSpliceOthers(t *testing.T) {
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
-	c, _ := tcpEnds(t)
+	c, _ := tcpPair(t)
 	if _, _, ok := between(a, c).spliced(); ok {
 		t.Error("a pipe in memory is spliced")
 	}
@@ -128,8 +108,8 @@ func TestSpliceOthers(t *testing.T) {
 
 // A silent flow holds no pipe.
 func TestSpliceHoldsNothing(t *testing.T) {
-	client, src := tcpEnds(t)
-	dst, server := tcpEnds(t)
+	client, src := tcpPair(t)
+	dst, server := tcpPair(t)
 	s := newSplicer(newSocket(src), newSocket(dst))
 	for range 3 {
 		client.Write([]byte("hello"))
@@ -150,8 +130,8 @@ func TestSpliceHoldsNothing(t *testing.T) {
 // processor time is that of the relaying thread alone.
 // A pipe whose bytes nobody takes any more is closed, and what it held is given back at once.
 func TestSpliceBreaksAndClosesItsPipe(t *testing.T) {
-	client, src := tcpEnds(t)
-	dst, _ := tcpEnds(t)
+	client, src := tcpPair(t)
+	dst, _ := tcpPair(t)
 	s := newSplicer(newSocket(src), newSocket(dst))
 	var used *pipe
 	fill := s.fill
@@ -195,8 +175,8 @@ func BenchmarkDirect(b *testing.B) {
 	}
 	for name, carry := range ways {
 		b.Run(name, func(b *testing.B) {
-			client, src := tcpEnds(b)
-			dst, server := tcpEnds(b)
+			client, src := tcpPair(b)
+			dst, server := tcpPair(b)
 			d := between(src, dst)
 			used := make(chan time.Duration, 1)
 			go func() { // ends with the client's end; what it used is taken below
