@@ -80,9 +80,13 @@ func (p *proxy) serve(nc net.Conn) {
 		p.t.Errorf("Accepted = %v, want nil", err)
 		return
 	}
+	carryBoth(c, up)
+}
+
+// carryBoth copies both ways between the app and its target, until each has said all.
+func carryBoth(c *Conn, up net.Conn) {
 	there := make(chan struct{})
-	// Ends when curl has said all, or c is closed; waited for on there.
-	go func() {
+	go func() { // ends when the app has said all, or c is closed; waited for below
 		defer close(there)
 		_, _ = io.Copy(up, c)
 		_ = up.(*net.TCPConn).CloseWrite()

@@ -72,15 +72,7 @@ func (s *server) carry(c *Conn) {
 	if err := c.Accepted(); err != nil {
 		return // the app has gone
 	}
-	there := make(chan struct{})
-	go func() { // ends when the app has said all, or c is closed; waited for below
-		defer close(there)
-		_, _ = io.Copy(up, c)
-		_ = up.(*net.TCPConn).CloseWrite()
-	}()
-	_, _ = io.Copy(c, up)
-	_ = c.CloseWrite()
-	<-there
+	carryBoth(c, up)
 }
 
 func newHTTPProxy(t testing.TB, cfg HTTPConfig) *HTTPProxy {
