@@ -313,32 +313,31 @@ func (g *Gateway) Ping(ctx context.Context, cfg *Config, hops ...string) (spiffe
 // before it connects, also where no local address is given, so that all destinations together share the
 // system's ephemeral ports instead of having them each.
 func (g *Gateway) dialTCP(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
-	d := net.Dialer{KeepAlive: -1} // see socket.watchPeer
-	if g.plan.Load().captures {
-		d.Control = mark
-	}
+	d := net.Dialer{KeepAlive: -1, Control: g.ownMark()} // see socket.watchPeer
 	return d.DialContext(ctx, "tcp", addr.String())
 }
 
 // dialUDP is the default of Env.DialUDP.
 func (g *Gateway) dialUDP(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
-	var d net.Dialer
-	if g.plan.Load().captures {
-		d.Control = mark
-	}
+	d := net.Dialer{Control: g.ownMark()}
 	return d.DialContext(ctx, "udp", addr.String())
 }
 
-// mark is for net.Dialer.Control.
-func mark(_, _ string, raw syscall.RawConn) error {
-	markOwn(raw, capture.MarkOwn)
-	return nil
+// ownMark is for net.Dialer.Control: it marks what the gateway dials, where the plan captures; nil where not.
+func (g *Gateway) ownMark() func(network, address string, raw syscall.RawConn) error {
+	if !g.plan.Load().captures {
+		return nil
+	}
+	return func(_, _ string, raw syscall.RawConn) error {
+		markOwn(raw, capture.MarkOwn)
+		return nil
+	}
 }
 
 // resolveHost is the default of Env.Resolve. Its questions carry the mark too.
 func (g *Gateway) resolveHost(ctx context.Context, host string) ([]netip.Addr, error) {
 	r := net.DefaultResolver
-	if g.plan.Load().captures {
+	if mark := g.ownMark(); mark != nil {
 		d := net.Dialer{Control: mark}
 		r = &net.Resolver{PreferGo: true, Dial: d.DialContext}
 	}
