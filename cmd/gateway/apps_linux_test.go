@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -85,15 +86,12 @@ func TestNetnsApps(t *testing.T) {
 	}
 	g.says(t, "msg=flow", "way=tproxy", "host=web.mesh:80")
 
-	start(t, exec.Command(program(t, "ip"), "netns", "exec", h.far.name, program(t, "iperf3"), "-s"))
+	server := start(t, exec.Command(program(t, "ip"), "netns", "exec", h.far.name, program(t, "iperf3"), "-s", "--forceflush"))
+	server.says(t, "Server listening")
 	for _, args := range [][]string{{"-n", "64M"}, {"-n", "64M", "-R"}, {"-u", "-b", "50M", "-n", "4M"}, {"-u", "-b", "50M", "-n", "4M", "-R"}} {
-		var out string
-		within(t, "iperf3", func() (err error) { // it serves one at a time
-			out, _, err = h.app.try("iperf3", append([]string{"-J", "-c", farAddr}, args...)...)
-			return err
-		})
 		var result struct {
-			End struct {
+			Error string
+			End   struct {
 				SumReceived struct{ Bytes float64 } `json:"sum_received"`
 				Sum         struct {
 					Bytes, Packets float64
@@ -101,10 +99,22 @@ func TestNetnsApps(t *testing.T) {
 				}
 			}
 		}
-		if err := json.Unmarshal([]byte(out), &result); err != nil {
-			t.Fatal(err)
-		}
-		if e := result.End; e.SumReceived.Bytes < 60<<20 && (e.Sum.Packets == 0 || e.Sum.Lost > 5) {
+		within(t, "iperf3", func() error { // it serves one at a time, and may end with 0 for all that
+			out, _, err := h.app.try("iperf3", append([]string{"-J", "-c", farAddr}, args...)...)
+			if err != nil {
+				return err
+			}
+			result.Error = ""
+			if err := json.Unmarshal([]byte(out), &result); err != nil {
+				return err
+			}
+			if result.Error != "" {
+				return errors.New(result.Error)
+			}
+			return nil
+		})
+		// Its end of a test overtakes what sockets and windows still hold.
+		if e := result.End; e.SumReceived.Bytes < 48<<20 && (e.Sum.Packets == 0 || e.Sum.Lost > 5) {
 			t.Errorf("iperf3 %v: %+v", args, e)
 		}
 	}
