@@ -126,7 +126,7 @@ func TestIdleAndAge(t *testing.T) {
 		cause    string
 	}{
 		{"idle", tunnel.TimeoutConfig{Idle: 1500 * time.Millisecond}, false, "idle"},
-		{"age, although it talks", tunnel.TimeoutConfig{Age: 1500 * time.Millisecond, Idle: time.Hour}, true, "age"},
+		{"age, although it talks", tunnel.TimeoutConfig{Age: 5 * time.Second, Idle: time.Hour}, true, "age"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
