@@ -81,8 +81,25 @@ func varint(b []byte) (v uint64, n int) {
 
 // decoder takes capsules off a stream of bytes.
 type decoder struct {
-	part []byte // the beginning of a capsule whose end has not come
-	skip uint64 // bytes of a capsule to come that nobody wants
+	part []byte      // the beginning of a capsule whose end has not come
+	skip uint64      // bytes of a capsule to come that nobody wants
+	room func() bool // asked before more than keptPart is kept of a capsule; nil, or true: it may be
+	lost int         // capsules that there was no room for
+}
+
+// mayKeep reports whether a capsule of that size may be kept until all of it has come.
+func (d *decoder) mayKeep(size uint64) bool {
+	if size <= keptPart {
+		return true
+	}
+	if size > maxCapsule {
+		return false
+	}
+	if d.room == nil || d.room() {
+		return true
+	}
+	d.lost++
+	return false
 }
 
 // next returns the payload of the first datagram in b, and what is behind it. Capsules of other types, and datagrams of
@@ -108,14 +125,14 @@ func (d *decoder) next(b []byte) (payload, rest []byte, ok bool) {
 		}
 		size, known := capsuleSize(b)
 		switch {
-		case known && size > maxCapsule:
-			d.skip = size
-		case known && size <= uint64(len(b)):
+		case known && size <= min(uint64(len(b)), maxCapsule):
 			capsule := b[:size]
 			b = b[size:]
 			if payload, ok = open(capsule); ok {
 				return payload, b, true
 			}
+		case known && !d.mayKeep(size):
+			d.skip = size
 		default:
 			d.part = append(d.part[:0], b...)
 			return nil, nil, false
@@ -130,14 +147,14 @@ func (d *decoder) complete(b []byte) (whole, rest []byte) {
 	for {
 		size, known := capsuleSize(d.part)
 		switch {
-		case known && size > maxCapsule:
-			d.skip = size - uint64(len(d.part))
-			d.part = d.part[:0]
-			return nil, b
 		case known && size == uint64(len(d.part)):
 			whole = d.part
 			d.part = d.part[:0]
 			return whole, b
+		case known && !d.mayKeep(size):
+			d.skip = size - uint64(len(d.part))
+			d.part = d.part[:0]
+			return nil, b
 		case len(b) == 0:
 			return nil, nil
 		case known:

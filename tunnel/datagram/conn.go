@@ -19,8 +19,8 @@ type Conn struct {
 	nc net.Conn
 	io socketIO
 
-	ended atomic.Bool // nothing more is read
-	gone  sync.Once
+	ended  atomic.Bool // nothing more is read
+	closed atomic.Bool
 
 	// owned by the reader
 	first   [][]byte // datagrams that were read before
@@ -30,6 +30,8 @@ type Conn struct {
 	// owned by the writer
 	dec  decoder
 	list [][]byte // payloads of one write
+
+	long atomic.Bool // dec has one of longParts
 
 	stats Stats
 }
@@ -50,19 +52,34 @@ type socketIO interface {
 	read(b *batch) error
 	// write sends payloads and returns how many the socket took; those that it refused for good count, too, and are in
 	// dropped. With wait it waits for room.
-	write(payloads [][]byte, wait bool) (n, dropped int, err error)
+	write(payloads [][]byte, wait bool) (n int, dropped loss, err error)
+}
+
+// loss is datagrams that were not sent.
+type loss struct{ n, bytes int }
+
+func (l *loss) add(payloads ...[]byte) {
+	for _, payload := range payloads {
+		l.n, l.bytes = l.n+1, l.bytes+len(payload)
+	}
 }
 
 // New makes a Conn of nc, a connected socket whose Read and Write are a datagram each, such as a *net.UDPConn. first are
 // datagrams that were read from it before. It owns nc. A net.Conn that waits for datagrams without a buffer has a
 // method Await() error, which returns when Read would not wait.
 func New(nc net.Conn, first [][]byte) *Conn {
-	return &Conn{nc: nc, io: ioOf(nc), first: first}
+	return newConn(nc, ioOf(nc), first)
 }
 
 // NewPlain is New without batches of system calls, for comparison.
 func NewPlain(nc net.Conn, first [][]byte) *Conn {
-	return &Conn{nc: nc, io: &plainIO{nc: nc}, first: first}
+	return newConn(nc, &plainIO{nc: nc}, first)
+}
+
+func newConn(nc net.Conn, io socketIO, first [][]byte) *Conn {
+	c := &Conn{nc: nc, io: io, first: first}
+	c.dec.room = c.takeLong
+	return c
 }
 
 // Await blocks until Read would not, or would fail.
@@ -165,6 +182,32 @@ const maxList = 256
 // path.
 const keptPart = 2 << 10
 
+// maxLongParts is of how many capsules that are longer a beginning may be kept at once, by all Conns of the process: of 16
+// MiB. A peer can begin one on each stream and never end it. Datagrams so long are rare, and UDP may lose them.
+const maxLongParts = 256
+
+// longParts is how many there are.
+var longParts atomic.Int64
+
+// takeLong has the beginning of a long capsule kept, until dropLong, if there is room.
+func (c *Conn) takeLong() bool {
+	if c.long.Load() {
+		return true
+	}
+	if longParts.Add(1) > maxLongParts {
+		longParts.Add(-1)
+		return false
+	}
+	c.long.Store(true)
+	return true
+}
+
+func (c *Conn) dropLong() {
+	if c.long.Load() && c.long.Swap(false) {
+		longParts.Add(-1)
+	}
+}
+
 func (c *Conn) write(p []byte, wait bool) (n int, err error) {
 	defer c.forget()
 	for n < len(p) {
@@ -184,6 +227,13 @@ func (c *Conn) forget() {
 	if len(c.dec.part) == 0 && cap(c.dec.part) > keptPart {
 		c.dec.part = nil
 	}
+	if len(c.dec.part) == 0 || c.closed.Load() {
+		c.dropLong()
+	}
+	if c.dec.lost > 0 {
+		c.stats.Dropped.Add(int64(c.dec.lost))
+		c.dec.lost = 0
+	}
 }
 
 // writeList writes up to maxList datagrams of p, and returns how much of p is done with: less than all of it where there
@@ -192,7 +242,7 @@ func (c *Conn) writeList(p []byte, wait bool) (n int, err error) {
 	clear(c.list)
 	c.list = c.list[:0]
 	var ends [maxList]int // of each datagram's capsule, in p
-	skip, split := c.dec.skip, len(c.dec.part) > 0
+	skip, lost, split := c.dec.skip, c.dec.lost, len(c.dec.part) > 0
 	rest := p
 	for len(c.list) < maxList {
 		payload, behind, ok := c.dec.next(rest)
@@ -209,7 +259,8 @@ func (c *Conn) writeList(p []byte, wait bool) (n int, err error) {
 	for sent := 0; sent < len(c.list); {
 		m, dropped, err := c.io.write(c.list[sent:], wait)
 		if m == 0 && err == nil && split {
-			m, dropped = 1, 1 // a part of it is taken already, and cannot be left for later
+			m = 1 // a part of it is taken already, and cannot be left for later
+			dropped.add(c.list[sent])
 		}
 		c.count(c.list[sent:sent+m], dropped)
 		sent += m
@@ -218,24 +269,22 @@ func (c *Conn) writeList(p []byte, wait bool) (n int, err error) {
 			return len(p) - len(rest), err
 		case m > 0:
 		case sent == 0:
-			c.dec.part, c.dec.skip = c.dec.part[:0], skip // as it was
+			c.dec.part, c.dec.skip, c.dec.lost = c.dec.part[:0], skip, lost // as it was
 			return 0, nil
 		default:
-			c.dec.part, c.dec.skip = c.dec.part[:0], 0 // as after a whole capsule
+			c.dec.part, c.dec.skip, c.dec.lost = c.dec.part[:0], 0, lost // as after a whole capsule
 			return ends[sent-1], nil
 		}
 	}
 	return len(p) - len(rest), nil
 }
 
-func (c *Conn) count(payloads [][]byte, dropped int) {
-	bytes := 0
-	for _, payload := range payloads {
-		bytes += len(payload)
-	}
-	c.stats.Sent.Add(int64(len(payloads) - dropped))
-	c.stats.SentBytes.Add(int64(bytes))
-	c.stats.Dropped.Add(int64(dropped))
+func (c *Conn) count(payloads [][]byte, dropped loss) {
+	var all loss
+	all.add(payloads...)
+	c.stats.Sent.Add(int64(all.n - dropped.n))
+	c.stats.SentBytes.Add(int64(all.bytes - dropped.bytes))
+	c.stats.Dropped.Add(int64(dropped.n))
 }
 
 // CloseWrite tells that no more datagrams will be written. A socket cannot tell its other end; who reads this one gets
@@ -254,10 +303,12 @@ func (c *Conn) End() {
 
 // Close closes the socket. It may be called again.
 func (c *Conn) Close() (err error) {
-	c.gone.Do(func() {
-		c.ended.Store(true)
-		err = c.nc.Close()
-	})
+	if c.closed.Swap(true) {
+		return nil
+	}
+	c.ended.Store(true)
+	err = c.nc.Close()
+	c.dropLong()
 	return err
 }
 
@@ -318,13 +369,13 @@ func (s *plainIO) read(b *batch) error {
 	return err
 }
 
-func (s *plainIO) write(payloads [][]byte, _ bool) (n, dropped int, err error) {
+func (s *plainIO) write(payloads [][]byte, _ bool) (n int, dropped loss, err error) {
 	for _, payload := range payloads {
 		if _, err := s.nc.Write(payload); err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) || !passing(err) {
 				return n, dropped, err
 			}
-			dropped++
+			dropped.add(payload)
 		}
 		n++
 	}

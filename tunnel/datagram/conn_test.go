@@ -224,6 +224,49 @@ func TestWriteHoldsNoBuffer(t *testing.T) {
 	}
 }
 
+// Beginnings of long capsules are kept of so many Conns only; the datagrams of others are lost, and those that are short
+// are not. Who has ended, or is closed, makes room.
+func TestLongParts(t *testing.T) {
+	long := capsule(string(make2(60_000)))
+	begin := func() *Conn {
+		c := &Conn{io: &slowIO{room: 1 << 20}, nc: &net.UDPConn{}}
+		c.dec.room = c.takeLong
+		if n, err := c.Write(long[:30_000]); n != 30_000 || err != nil {
+			t.Fatalf("Write = %d, %v", n, err)
+		}
+		return c
+	}
+	var list []*Conn
+	for range maxLongParts {
+		list = append(list, begin())
+	}
+	defer func() {
+		for _, c := range list {
+			c.Close()
+		}
+		if n := longParts.Load(); n != 0 {
+			t.Errorf("%d beginnings are kept of Conns that are closed, want none", n)
+		}
+	}()
+	late := begin()
+	if _, err := late.Write(append(long[30_000:len(long):len(long)], capsule("short")...)); err != nil {
+		t.Fatal(err)
+	}
+	if got, dropped := late.io.(*slowIO).got, late.stats.Dropped.Load(); len(got) != 1 || got[0] != "short" || dropped != 1 || cap(late.dec.part) > keptPart {
+		t.Errorf("%d datagrams came, %d are dropped, %d bytes are kept, want the short one, one and next to none", len(got), dropped, cap(late.dec.part))
+	}
+	if _, err := list[0].Write(long[30_000:]); err != nil || len(list[0].io.(*slowIO).got) != 1 {
+		t.Errorf("who came in time has written %d datagrams, %v, want one", len(list[0].io.(*slowIO).got), err)
+	}
+	list[1].Close()
+	list = append(list, begin(), begin())
+	for _, c := range list[len(list)-2:] {
+		if !c.long.Load() {
+			t.Error("no room is left by who has ended")
+		}
+	}
+}
+
 // End makes a Read under way return the end, and so does CloseWrite; Close an error.
 func TestEnd(t *testing.T) {
 	for name, end := range map[string]func(*Conn){
@@ -292,13 +335,13 @@ type slowIO struct {
 func (s *slowIO) await() error      { return nil }
 func (s *slowIO) read(*batch) error { return io.EOF }
 
-func (s *slowIO) write(payloads [][]byte, _ bool) (n, dropped int, err error) {
+func (s *slowIO) write(payloads [][]byte, _ bool) (n int, dropped loss, err error) {
 	n = min(s.room, len(payloads))
 	s.room -= n
 	for _, p := range payloads[:n] {
 		s.got = append(s.got, string(p))
 	}
-	return n, 0, nil
+	return n, dropped, nil
 }
 
 // BenchmarkCarry carries datagrams of 1,200 bytes from socket to socket.

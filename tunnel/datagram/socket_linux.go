@@ -148,15 +148,19 @@ func segment(control []byte, n int) int {
 }
 
 // write sends payloads, those of one length that follow each other in one write where the system splits it.
-func (s *udpIO) write(payloads [][]byte, wait bool) (n, dropped int, err error) {
+func (s *udpIO) write(payloads [][]byte, wait bool) (n int, dropped loss, err error) {
 	m := allMessages.Get().(*messages)
 	defer allMessages.Put(m)
 	var cerr error
 	try := func(fd uintptr) bool {
 		for n < len(payloads) {
-			var taken, lost int
-			taken, lost, cerr = s.send(fd, m, payloads[n:])
-			n, dropped = n+taken, dropped+lost
+			var taken int
+			var refused bool
+			taken, refused, cerr = s.send(fd, m, payloads[n:])
+			if refused {
+				dropped.add(payloads[n : n+taken]...)
+			}
+			n += taken
 			if cerr == syscall.EAGAIN {
 				cerr = nil
 				return !wait
@@ -173,8 +177,8 @@ func (s *udpIO) write(payloads [][]byte, wait bool) (n, dropped int, err error) 
 	return n, dropped, cerr
 }
 
-// send makes one call, and returns how many payloads it has done with.
-func (s *udpIO) send(fd uintptr, m *messages, payloads [][]byte) (n, dropped int, err error) {
+// send makes one call, and returns how many payloads it has done with, and whether these were refused.
+func (s *udpIO) send(fd uintptr, m *messages, payloads [][]byte) (n int, refused bool, err error) {
 	var counts [maxMessages]int // payloads in each message
 	count, at := 0, 0
 	m.iovs = m.iovs[:0]
@@ -208,23 +212,23 @@ func (s *udpIO) send(fd uintptr, m *messages, payloads [][]byte) (n, dropped int
 		for _, k := range counts[:r] {
 			n += k
 		}
-		return n, 0, nil
+		return n, false, nil
 	}
 	switch { // the first message was not sent
 	case errno == syscall.EINTR:
-		return 0, 0, nil
+		return 0, false, nil
 	case errno == syscall.EAGAIN:
-		return 0, 0, errno
+		return 0, false, errno
 	case counts[0] > 1 && (errno == syscall.EIO || errno == syscall.EINVAL || errno == syscall.EMSGSIZE):
 		s.noSegments = true // a device that computes no checksums, or datagrams that are longer than a packet
-		return 0, 0, nil
+		return 0, false, nil
 	case passing(errno):
 		if errno == syscall.ECONNREFUSED {
-			return 0, 0, nil // it was about an earlier one, and is told once
+			return 0, false, nil // it was about an earlier one, and is told once
 		}
-		return counts[0], counts[0], nil
+		return counts[0], true, nil
 	}
-	return 0, 0, errno
+	return 0, false, errno
 }
 
 // train is how many payloads at the beginning can go in one write: all of one length, and maybe a shorter one.
