@@ -51,7 +51,10 @@ func (m *Mixed) Serve(nc net.Conn, carry func(*Conn), over func()) error {
 }
 
 // Close closes the connections on which no request is under way.
-func (m *Mixed) Close() { m.http.Close() }
+func (m *Mixed) Close() {
+	m.socks.Close()
+	m.http.Close()
+}
 
 // prefixedConn is a connection whose first byte was read.
 type prefixedConn struct {

@@ -32,6 +32,9 @@ func Pair(packets bool) (a, b net.Conn, err error) {
 		if err2 != nil {
 			err = err2
 		}
+		if unixEnd, ok := end.(*net.UnixConn); ok && packets {
+			end = &packetPairEnd{unixEnd}
+		}
 		ends[i] = end
 	}
 	if err != nil {
@@ -43,4 +46,20 @@ func Pair(packets bool) (a, b net.Conn, err error) {
 		return nil, nil, err
 	}
 	return ends[0], ends[1], nil
+}
+
+// packetPairEnd is an end of a pair for datagrams. A byte follows each payload, as a message of none is the end.
+type packetPairEnd struct{ *net.UnixConn }
+
+func (e *packetPairEnd) Read(p []byte) (int, error) {
+	n, _, flags, _, err := e.ReadMsgUnix(p, nil)
+	if n > 0 && flags&syscall.MSG_TRUNC == 0 {
+		n--
+	}
+	return n, err
+}
+
+func (e *packetPairEnd) Write(p []byte) (int, error) {
+	n, err := e.UnixConn.Write(append(p[:len(p):len(p)], 0))
+	return max(n-1, 0), err
 }

@@ -28,8 +28,9 @@ type relay struct {
 	t       *testing.T
 	control net.Conn     // of the app
 	udp     *net.UDPConn // of the app, connected to the relay
-	flows   chan *Conn   // that the app has begun
-	served  chan error   // what Serve has returned
+	way     *Socks5
+	flows   chan *Conn // that the app has begun
+	served  chan error // what Serve has returned
 	over    chan struct{}
 }
 
@@ -39,7 +40,7 @@ func associated(t *testing.T, cfg Socks5Config, greeting, chosen, request string
 	client, server := tcpPair(t)
 	cfg.UDP = true
 	way := newSocks5(t, cfg)
-	r := &relay{t: t, control: client, flows: make(chan *Conn, 2*maxAssociated), served: make(chan error, 1), over: make(chan struct{})}
+	r := &relay{t: t, way: way, control: client, flows: make(chan *Conn, 2*maxAssociated), served: make(chan error, 1), over: make(chan struct{})}
 	// Ends with the association, which the cleanup ends; waited for there.
 	go func() { r.served <- way.Serve(server, func(c *Conn) { r.flows <- c }, func() { close(r.over) }) }()
 	t.Cleanup(func() {
@@ -296,6 +297,38 @@ func TestSocks5ServeConnect(t *testing.T) {
 	wait()
 	if err != nil || !over || got == nil || got.Packets || got.Host != "orders.shop.svc" || got.Port != 443 {
 		t.Errorf("Serve = %v, over %v, and carries %+v", err, over, got)
+	}
+}
+
+// A way that is closed ends associations that have no flow for some time, and no others.
+func TestCloseEndsQuietAssociations(t *testing.T) {
+	const quiet = 50 * time.Millisecond
+	for _, when := range []string{"before a flow", "while one lives", "after one"} {
+		t.Run(when, func(t *testing.T) {
+			r := associated(t, Socks5Config{Timeout: quiet}, greetNone, choseNone, associateAny)
+			if when != "before a flow" {
+				r.send(r.udp, "\x00\x00\x00\x01\x0a\x00\x00\x01\x00\x35hello")
+				c := r.begun()
+				if when == "after one" {
+					c.Close()
+				} else {
+					r.way.Close()
+					select {
+					case <-r.over:
+						t.Fatal("the association ends with a flow that lives")
+					case <-time.After(3 * quiet):
+					}
+					r.reads(c, "hello")
+					c.Close()
+				}
+			}
+			r.way.Close()
+			select {
+			case <-r.over:
+			case <-time.After(patience):
+				t.Fatal("the association does not end")
+			}
+		})
 	}
 }
 

@@ -66,6 +66,10 @@ type Socks5 struct {
 	users      *users // nil: no login
 	warnings   []string
 	handshakes sync.Pool // of *handshake: a parked app holds a kilobyte only while its handshake runs
+
+	mu           sync.Mutex
+	closed       bool                      // guarded by mu
+	associations map[*association]struct{} // that live; guarded by mu
 }
 
 var _ Way = (*Socks5)(nil)

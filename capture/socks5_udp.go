@@ -1,11 +1,14 @@
 package capture
 
 import (
+	"cmp"
 	"encoding/binary"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -44,8 +47,37 @@ func (s *Socks5) Serve(nc net.Conn, carry func(*Conn), over func()) error {
 	return s.associate(c, carry)
 }
 
-// Close does nothing: no connection waits for another request.
-func (s *Socks5) Close() {}
+// Close ends each association that has had no flow for as long as a handshake may take, now and from now on: an app that
+// has just been told where to send is waited for.
+func (s *Socks5) Close() {
+	s.mu.Lock()
+	s.closed = true
+	list := slices.Collect(maps.Keys(s.associations))
+	s.mu.Unlock()
+	for _, a := range list {
+		a.wane(cmp.Or(s.timeout, defaultSocksTimeout))
+	}
+}
+
+// enter notes an association, and leave that it is over.
+func (s *Socks5) enter(a *association) {
+	s.mu.Lock()
+	if s.associations == nil {
+		s.associations = make(map[*association]struct{})
+	}
+	s.associations[a] = struct{}{}
+	closed := s.closed
+	s.mu.Unlock()
+	if closed {
+		a.wane(cmp.Or(s.timeout, defaultSocksTimeout))
+	}
+}
+
+func (s *Socks5) leave(a *association) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.associations, a)
+}
 
 // association is the datagrams of an app.
 type association struct {
@@ -59,6 +91,8 @@ type association struct {
 	flows  map[string]*associatedConn // by destination, as it stands in the header; guarded by mu
 	queued int                        // bytes that wait in queues; guarded by mu
 	ended  bool                       // guarded by mu
+	quiet  time.Duration              // after which it ends without a flow; 0: never; guarded by mu
+	timer  *time.Timer                // runs while it has none and quiet counts; guarded by mu
 }
 
 // associate serves an association, whose app has been told nothing yet.
@@ -81,6 +115,8 @@ func (s *Socks5) associate(c *Conn, carry func(*Conn)) error {
 	a := &association{
 		pc: pc, client: netip.AddrPortFrom(remote.Addr(), c.Port), user: c.User, carry: carry, flows: make(map[string]*associatedConn),
 	}
+	s.enter(a)
+	defer s.leave(a)
 	done := make(chan struct{})
 	go func() { // ends when the app closes its connection, or says too much; waited for below
 		defer close(done)
@@ -135,6 +171,7 @@ func (a *association) deliver(head, host string, addr netip.Addr, port uint16, p
 	if begin {
 		c = &associatedConn{a: a, head: head, queue: make(chan []byte, maxQueued), woken: make(chan struct{}), closed: make(chan struct{})}
 		a.flows[head] = c
+		a.rest()
 	}
 	if c != nil && a.queued+len(payload) <= maxQueuedBytes {
 		select {
@@ -149,11 +186,39 @@ func (a *association) deliver(head, host string, addr netip.Addr, port uint16, p
 	}
 }
 
+// wane has the association end when it has no flow for that long.
+func (a *association) wane(quiet time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.quiet = quiet
+	a.rest()
+}
+
+// rest begins the time after which an association without flows ends, and stops it where there is one. Called with mu
+// held, whenever flows has changed.
+func (a *association) rest() {
+	if a.timer != nil {
+		a.timer.Stop()
+		a.timer = nil
+	}
+	if a.quiet == 0 || a.ended || len(a.flows) > 0 {
+		return
+	}
+	a.timer = time.AfterFunc(a.quiet, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if len(a.flows) == 0 { // one may have begun just now
+			_ = a.pc.Close() // readLoop ends, and associate goes on
+		}
+	})
+}
+
 // end ends all flows: "A UDP association terminates when the TCP connection that the UDP ASSOCIATE request arrived on
 // terminates."
 func (a *association) end() {
 	a.mu.Lock()
 	a.ended = true
+	a.rest()
 	var list []*associatedConn
 	for _, c := range a.flows {
 		list = append(list, c)
@@ -300,6 +365,7 @@ func (c *associatedConn) Close() error {
 		close(c.closed)
 		c.a.mu.Lock()
 		delete(c.a.flows, c.head)
+		c.a.rest()
 		for len(c.queue) > 0 { // nothing comes to it any more, and Await may be quicker
 			select {
 			case payload := <-c.queue:

@@ -1,0 +1,45 @@
+package capture
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"testing"
+	"time"
+)
+
+// Each write of a pair for datagrams is a read, also one of nothing, and the end is told.
+func TestPairOfPackets(t *testing.T) {
+	a, b, err := Pair(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	defer b.Close()
+	if err := b.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int{1, 0, 100, 0, 65507} {
+		payload := bytes.Repeat([]byte{'x'}, size)
+		if n, err := a.Write(payload); n != size || err != nil {
+			t.Fatalf("Write of %d = %d, %v", size, n, err)
+		}
+		buf := make([]byte, 64<<10)
+		if n, err := b.Read(buf); n != size || err != nil || !bytes.Equal(buf[:n], payload) {
+			t.Fatalf("Read = %d, %v, want %d", n, err, size)
+		}
+	}
+	for _, room := range []int{4, 5, 6} { // too little, just enough, and more
+		if _, err := a.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, room)
+		if n, err := b.Read(buf); err != nil || string(buf[:n]) != "hello"[:min(room, 5)] {
+			t.Errorf("Read of %d bytes = %q, %v", room, buf[:n], err)
+		}
+	}
+	a.Close()
+	if _, err := b.Read(make([]byte, 9)); !errors.Is(err, io.EOF) {
+		t.Errorf("Read = %v, want the end", err)
+	}
+}
