@@ -31,9 +31,10 @@ type listener struct {
 	pc   *net.UDPConn // nil: ln
 	conf atomic.Pointer[listenerConf]
 
-	open   atomic.Int64 // connections
-	closed atomic.Bool
-	spare  *spareFile // owned by acceptLoop
+	open    atomic.Int64 // connections
+	sources sources      // of flows of datagrams from other hosts
+	closed  atomic.Bool
+	spare   *spareFile // owned by acceptLoop
 }
 
 // listenerConf is what a configuration says of a listener. It does not change.

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
+	"sync"
 	"time"
 
 	"culvert/capture"
@@ -15,6 +17,8 @@ const (
 	// maxPacketFlows is how many flows of datagrams may live on a listener at once: each holds a file, and a source
 	// address is easily made up.
 	maxPacketFlows = 16 << 10
+	// packetShare is the part of them, one in so many, that a source other than this host may have.
+	packetShare = 4
 	// refusedSilence is how long what follows a refused flow's first datagram is thrown away before it may be a new flow:
 	// who is refused tries again, and each try would be a decision and a line in the log.
 	refusedSilence = time.Second
@@ -48,21 +52,69 @@ func (l *listener) catchPackets(c *capture.Conn, err error) {
 		l.lostPackets(conf, "no socket", err)
 		return
 	}
-	if n := l.open.Load(); n >= maxPacketFlows || conf.maxConnections > 0 && n >= conf.maxConnections {
+	most := int64(maxPacketFlows)
+	if conf.maxConnections > 0 {
+		most = min(most, conf.maxConnections)
+	}
+	source := addrPort(c.RemoteAddr()).Addr()
+	foreign := !l.g.host.isHost(source)
+	switch {
+	case l.open.Load() >= most:
 		_ = c.Close()
 		l.lostPackets(conf, "maxConnections", nil)
 		return
+	case foreign && !l.sources.enter(source, max(most/packetShare, 1)):
+		_ = c.Close()
+		l.lostPackets(conf, "the source's share of maxConnections", nil)
+		return
 	}
 	l.connBegun()
+	ended := l.connEnded
+	if foreign {
+		ended = func() {
+			l.sources.leave(source)
+			l.connEnded()
+		}
+	}
 	if conf.service != nil {
 		go func() { // ends with the app's silence, or the gateway; Close waits for connEnded
 			l.serveApp(c, conf)
-			l.connEnded()
+			ended()
 		}()
 		return
 	}
 	f, a := l.newFlow(c, c.Conn, conf)
+	f.Ended = ended
 	go l.g.Carry(f, a) // ends with the flow or before; Close ends it and waits for connEnded
+}
+
+// sources counts the flows of each source.
+type sources struct {
+	mu   sync.Mutex
+	open map[netip.Addr]int64 // guarded by mu
+}
+
+// enter counts a flow of source, unless it has most already.
+func (s *sources) enter(source netip.Addr, most int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open[source] >= most {
+		return false
+	}
+	if s.open == nil {
+		s.open = make(map[netip.Addr]int64)
+	}
+	s.open[source]++
+	return true
+}
+
+// leave takes back an enter.
+func (s *sources) leave(source netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open[source]--; s.open[source] <= 0 {
+		delete(s.open, source)
+	}
 }
 
 // lostPackets notes a flow of datagrams that there is no room for.
@@ -89,8 +141,10 @@ func (g *Gateway) refusePackets(c *capture.Conn) {
 		_ = c.Close()
 		return
 	}
+	stop := g.closeWithGateway(c)
 	time.AfterFunc(refusedSilence, func() {
-		_ = c.Close()
+		stop()
+		_ = c.Close() // by now it may be
 		g.silenced.Add(-1)
 	})
 }

@@ -10,6 +10,10 @@ import (
 // minutes at least.
 const defaultUDPIdle = 2 * time.Minute
 
+// unansweredIdle ends one so early that has not carried datagrams both ways: whoever makes up source addresses, or looks
+// for open ports, does not hold what others need. Linux tracks connections so, too (nf_conntrack_udp_timeout).
+const unansweredIdle = 30 * time.Second
+
 // packetEnd is an end of a flow of datagrams that is a socket. To the relay it is a stream of capsules like that on a
 // transport, so that both ends are joined as those of any other flow, and a gateway between two others sees nothing of
 // it.
@@ -26,8 +30,12 @@ const expiryPatience = 5 * time.Second
 // know better when it is over.
 func (f *Flow) idleLimit() time.Duration {
 	if f.UDP {
-		if accepted, opened := f.packetEnds(); accepted != nil || opened != nil {
-			return f.plan.timeouts.UDPIdle
+		if in, out, _, ok := f.packets(); ok {
+			limit := f.plan.timeouts.UDPIdle
+			if in == 0 || out == 0 {
+				limit = min(limit, unansweredIdle)
+			}
+			return limit
 		}
 	}
 	return f.plan.timeouts.Idle

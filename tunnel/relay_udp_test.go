@@ -13,8 +13,8 @@ import (
 )
 
 // idleUDPFlow is a flow of datagrams on which nothing moves, between a socket, if at is true, and a stream that does not
-// answer.
-func idleUDPFlow(t *testing.T, at bool, limits TimeoutConfig) (*Gateway, *Flow) {
+// answer. carried are the datagrams that the socket has had both ways.
+func idleUDPFlow(t *testing.T, at bool, carried [2]int64, limits TimeoutConfig) (*Gateway, *Flow) {
 	t.Helper()
 	g, err := New(&Config{}, Env{Self: func() spiffe.ID { return spiffe.ID{} }})
 	if err != nil {
@@ -27,7 +27,10 @@ func idleUDPFlow(t *testing.T, at bool, limits TimeoutConfig) (*Gateway, *Flow) 
 		if err != nil {
 			t.Fatal(err)
 		}
-		accepted = &packetEnd{datagram.New(nc, nil)}
+		end := &packetEnd{datagram.New(nc, nil)}
+		end.Stats().Received.Store(carried[0])
+		end.Stats().Sent.Store(carried[1])
+		accepted = end
 	}
 	f := &Flow{UDP: true}
 	f.prepare(g, 1, testPlan(limits))
@@ -50,17 +53,22 @@ func TestIdleUDPFlow(t *testing.T) {
 	for _, tt := range []struct {
 		name      string
 		socket    bool
+		carried   [2]int64
 		limits    TimeoutConfig
 		live, cut time.Duration // 0: never
 	}{
-		{"at a socket", true, TimeoutConfig{}, 2*time.Minute + time.Second, 2*time.Minute + 6*time.Second},
-		{"at a socket, for ever", true, TimeoutConfig{UDPIdle: -1}, time.Hour, 0},
-		{"between two", false, TimeoutConfig{}, time.Hour, 0},
-		{"between two, with a limit", false, TimeoutConfig{Idle: 10 * time.Minute}, 3 * time.Minute, 11 * time.Minute},
-		{"between two, for ever at the ends", false, TimeoutConfig{Idle: 10 * time.Minute, UDPIdle: -1}, 3 * time.Minute, 11 * time.Minute},
+		{"at a socket", true, [2]int64{1, 1}, TimeoutConfig{}, 2*time.Minute - time.Second, 2*time.Minute + 6*time.Second},
+		{"not answered", true, [2]int64{9, 0}, TimeoutConfig{}, 29 * time.Second, 36 * time.Second},
+		{"not asked", true, [2]int64{0, 9}, TimeoutConfig{}, 29 * time.Second, 36 * time.Second},
+		{"not answered, with a shorter limit", true, [2]int64{9, 0}, TimeoutConfig{UDPIdle: 10 * time.Second}, 9 * time.Second, 16 * time.Second},
+		{"at a socket, for ever", true, [2]int64{}, TimeoutConfig{UDPIdle: -1}, time.Hour, 0},
+		{"between two", false, [2]int64{}, TimeoutConfig{}, time.Hour, 0},
+		{"between two, with a limit", false, [2]int64{}, TimeoutConfig{Idle: 10 * time.Minute}, 3 * time.Minute, 11 * time.Minute},
+		{"between two, for ever at the ends", false, [2]int64{}, TimeoutConfig{Idle: 10 * time.Minute, UDPIdle: -1}, 3 * time.Minute, 11 * time.Minute},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			g, f := idleUDPFlow(t, tt.socket, tt.limits)
+			g, f := idleUDPFlow(t, tt.socket, tt.carried, tt.limits)
+			g.sweep(f.started)
 			g.sweep(f.started.Add(tt.live))
 			if err := f.reason(); err != nil {
 				t.Errorf("after %v the flow is cut: %v", tt.live, err)
