@@ -13,13 +13,13 @@ import (
 )
 
 const (
-	// pipeBytes is how much a pipe may hold between two sockets. The system gives less to users with many pipes (pipe(7),
-	// /proc/sys/fs/pipe-user-pages-soft).
+	// pipeBytes is the size of a pipe between two sockets, which has a place for each 4 KiB of it, however few bytes of a
+	// packet are there. The system gives less to users with many pipes (pipe(7), /proc/sys/fs/pipe-user-pages-soft).
 	pipeBytes = 1 << 20
 	// leastPipe is the smallest pipe that is of use: with less, copying is faster.
 	leastPipe = 64 << 10
-	// gatherBytes is how much is gathered, as long as more comes, before it is passed on: each time wakes somebody up. What
-	// is less than gatherFrom is passed on at once.
+	// gatherBytes is how much is drawn from the source at most before it is passed on, and gathered as long as more comes:
+	// each time wakes somebody up. What is less than gatherFrom is passed on at once.
 	gatherBytes = 256 << 10
 	gatherFrom  = 16 << 10
 )
@@ -144,10 +144,10 @@ func (s *splicer) tryFill(fd uintptr) bool {
 		s.err = syscall.EMFILE
 		return true
 	}
-	s.n, s.err = splice(fd, uintptr(s.p.w), pipeBytes)
+	s.n, s.err = splice(fd, uintptr(s.p.w), gatherBytes)
 	for m := s.n; m > 0 && s.n >= gatherFrom && s.n < gatherBytes; {
 		runtime.Gosched() // who sends it may have to be let
-		if m, _ = splice(fd, uintptr(s.p.w), pipeBytes-s.n); m > 0 {
+		if m, _ = splice(fd, uintptr(s.p.w), gatherBytes-s.n); m > 0 {
 			s.n += m
 		}
 	}
