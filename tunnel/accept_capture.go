@@ -180,9 +180,9 @@ func (l *listener) noteFailedCapture(nc net.Conn, conf *listenerConf, err error)
 type captured struct{ c *capture.Conn }
 
 // Accept tells the app that its connection stands.
-func (a *captured) Accept(*Flow) (Conn, []byte, error) {
+func (a *captured) Accept(f *Flow) (Conn, []byte, error) {
 	if a.c.Packets {
-		return packetsOf(a.c), nil, nil
+		return f.g.packetsOf(a.c), nil, nil
 	}
 	if err := a.c.Accepted(); err != nil {
 		_ = a.c.Close() // the app is gone

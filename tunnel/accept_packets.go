@@ -130,8 +130,8 @@ func (l *listener) lostPackets(conf *listenerConf, reason string, err error) {
 }
 
 // packetsOf makes the end of a flow of a captured socket.
-func packetsOf(c *capture.Conn) Conn {
-	return &packetEnd{datagram.New(c.Conn, c.TakeFirst())}
+func (g *Gateway) packetsOf(c *capture.Conn) Conn {
+	return &packetEnd{datagram.New(c.Conn, c.TakeFirst(), &g.longCapsules)}
 }
 
 // refusePackets ends a flow of datagrams that is not to be. There is nobody to be told.

@@ -17,6 +17,7 @@ import (
 
 	"culvert/capture"
 	"culvert/pki/spiffe"
+	"culvert/tunnel/datagram"
 	"culvert/tunnel/h2"
 )
 
@@ -97,8 +98,9 @@ type Gateway struct {
 	parking parking
 	host    neighbours
 
-	silenced atomic.Int64 // flows of datagrams that were refused, and whose sockets are held
-	loops    loops
+	silenced     atomic.Int64  // flows of datagrams that were refused, and whose sockets are held
+	longCapsules datagram.Room // of all flows of datagrams
+	loops        loops
 
 	replacing sync.Mutex // held while the configuration is replaced; taken before mu
 

@@ -27,7 +27,7 @@ func idleUDPFlow(t *testing.T, at bool, carried [2]int64, limits TimeoutConfig) 
 		if err != nil {
 			t.Fatal(err)
 		}
-		end := &packetEnd{datagram.New(nc, nil)}
+		end := &packetEnd{datagram.New(nc, nil, &g.longCapsules)}
 		end.Stats().Received.Store(carried[0])
 		end.Stats().Sent.Store(carried[1])
 		accepted = end

@@ -31,7 +31,8 @@ type Conn struct {
 	dec  decoder
 	list [][]byte // payloads of one write
 
-	long atomic.Bool // dec has one of longParts
+	room *Room       // shared; not changed
+	long atomic.Bool // it has been taken
 
 	stats Stats
 }
@@ -67,17 +68,19 @@ func (l *loss) add(payloads ...[]byte) {
 // New makes a Conn of nc, a connected socket whose Read and Write are a datagram each, such as a *net.UDPConn. first are
 // datagrams that were read from it before. It owns nc. A net.Conn that waits for datagrams without a buffer has a
 // method Await() error, which returns when Read would not wait.
-func New(nc net.Conn, first [][]byte) *Conn {
-	return newConn(nc, ioOf(nc), first)
+//
+// room is shared by the Conns of a process.
+func New(nc net.Conn, first [][]byte, room *Room) *Conn {
+	return newConn(nc, ioOf(nc), first, room)
 }
 
 // NewPlain is New without batches of system calls, for comparison.
-func NewPlain(nc net.Conn, first [][]byte) *Conn {
-	return newConn(nc, &plainIO{nc: nc}, first)
+func NewPlain(nc net.Conn, first [][]byte, room *Room) *Conn {
+	return newConn(nc, &plainIO{nc: nc}, first, room)
 }
 
-func newConn(nc net.Conn, io socketIO, first [][]byte) *Conn {
-	c := &Conn{nc: nc, io: io, first: first}
+func newConn(nc net.Conn, io socketIO, first [][]byte, room *Room) *Conn {
+	c := &Conn{nc: nc, io: io, first: first, room: room}
 	c.dec.room = c.takeLong
 	return c
 }
@@ -182,20 +185,30 @@ const maxList = 256
 // path.
 const keptPart = 2 << 10
 
-// maxLongParts is of how many capsules that are longer a beginning may be kept at once, by all Conns of the process: of 16
-// MiB. A peer can begin one on each stream and never end it. Datagrams so long are rare, and UDP may lose them.
+// maxLongParts is of how many capsules that are longer the beginnings may be kept at once, by all Conns that share a Room:
+// 16 MiB.
 const maxLongParts = 256
 
-// longParts is how many there are.
-var longParts atomic.Int64
+// Room bounds what the Conns that share it keep of long capsules whose end has not come: a peer can begin one on each
+// stream and never end it. Datagrams so long are rare, and UDP may lose them.
+type Room struct{ taken atomic.Int64 }
+
+func (r *Room) take() bool {
+	if r.taken.Add(1) > maxLongParts {
+		r.taken.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (r *Room) leave() { r.taken.Add(-1) }
 
 // takeLong has the beginning of a long capsule kept, until dropLong, if there is room.
 func (c *Conn) takeLong() bool {
 	if c.long.Load() {
 		return true
 	}
-	if longParts.Add(1) > maxLongParts {
-		longParts.Add(-1)
+	if !c.room.take() {
 		return false
 	}
 	c.long.Store(true)
@@ -204,7 +217,7 @@ func (c *Conn) takeLong() bool {
 
 func (c *Conn) dropLong() {
 	if c.long.Load() && c.long.Swap(false) {
-		longParts.Add(-1)
+		c.room.leave()
 	}
 }
 

@@ -42,7 +42,7 @@ func udpPair(t testing.TB) (a, b *net.UDPConn) {
 }
 
 // kinds are the ways to make a Conn.
-var kinds = map[string]func(net.Conn, [][]byte) *Conn{"batched": New, "plain": NewPlain}
+var kinds = map[string]func(net.Conn, [][]byte, *Room) *Conn{"batched": New, "plain": NewPlain}
 
 // payloads are datagrams of all kinds of lengths.
 func payloads() (list [][]byte) {
@@ -69,7 +69,7 @@ func TestConn(t *testing.T) {
 				t.Run(fmt.Sprint(size), func(t *testing.T) {
 					app, accepted := udpPair(t)
 					opened, server := udpPair(t)
-					in, out := make(accepted, nil), make(opened, nil)
+					in, out := make(accepted, nil, new(Room)), make(opened, nil, new(Room))
 					done := goCopy(out, in, size)
 					want := payloads()
 					buf := make2(MaxPayload)
@@ -133,7 +133,7 @@ func goCopy(dst io.Writer, src *Conn, size int) <-chan error {
 // What was read before comes first.
 func TestFirst(t *testing.T) {
 	app, accepted := udpPair(t)
-	c := New(accepted, [][]byte{[]byte("one"), []byte("two")})
+	c := New(accepted, [][]byte{[]byte("one"), []byte("two")}, new(Room))
 	app.Write([]byte("three"))
 	var got []string
 	var d decoder
@@ -157,7 +157,7 @@ func TestNobodyThere(t *testing.T) {
 			a, b := udpPair(t)
 			at := b.LocalAddr().(*net.UDPAddr)
 			b.Close()
-			c := make(a, nil)
+			c := make(a, nil, new(Room))
 			var stream []byte
 			for range 20 {
 				stream = append(stream, capsule("hello")...)
@@ -190,7 +190,7 @@ func TestNobodyThereHoldsNoBuffer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a, b := udpPair(t)
 			b.Close()
-			c := make(a, nil)
+			c := make(a, nil, new(Room))
 			if _, err := a.Write([]byte("hello")); err != nil {
 				t.Fatal(err)
 			}
@@ -207,7 +207,7 @@ func TestNobodyThereHoldsNoBuffer(t *testing.T) {
 // A Conn that has written keeps neither what it was given nor the room that a long capsule took.
 func TestWriteHoldsNoBuffer(t *testing.T) {
 	a, _ := udpPair(t)
-	c := New(a, nil)
+	c := New(a, nil, new(Room))
 	long := append(capsule(string(make2(60_000))), capsule("short")...)
 	for _, p := range [][]byte{long[:100], long[100:]} {
 		if _, err := c.Write(p); err != nil {
@@ -228,9 +228,9 @@ func TestWriteHoldsNoBuffer(t *testing.T) {
 // are not. Who has ended, or is closed, makes room.
 func TestLongParts(t *testing.T) {
 	long := capsule(string(make2(60_000)))
+	room := new(Room)
 	begin := func() *Conn {
-		c := &Conn{io: &slowIO{room: 1 << 20}, nc: &net.UDPConn{}}
-		c.dec.room = c.takeLong
+		c := newConn(&net.UDPConn{}, &slowIO{room: 1 << 20}, nil, room)
 		if n, err := c.Write(long[:30_000]); n != 30_000 || err != nil {
 			t.Fatalf("Write = %d, %v", n, err)
 		}
@@ -244,7 +244,7 @@ func TestLongParts(t *testing.T) {
 		for _, c := range list {
 			c.Close()
 		}
-		if n := longParts.Load(); n != 0 {
+		if n := room.taken.Load(); n != 0 {
 			t.Errorf("%d beginnings are kept of Conns that are closed, want none", n)
 		}
 	}()
@@ -274,7 +274,7 @@ func TestEnd(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, b := udpPair(t)
-			c := New(b, nil)
+			c := New(b, nil, new(Room))
 			time.AfterFunc(5*time.Millisecond, func() { end(c) })
 			if n, err := c.Read(make([]byte, 100)); n != 0 || err != io.EOF {
 				t.Errorf("Read = %d, %v, want io.EOF", n, err)
@@ -285,7 +285,7 @@ func TestEnd(t *testing.T) {
 		})
 	}
 	_, b := udpPair(t)
-	c := New(b, nil)
+	c := New(b, nil, new(Room))
 	time.AfterFunc(5*time.Millisecond, func() { c.Close() })
 	if err := c.Await(); err != nil && !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Await = %v", err)
@@ -350,7 +350,7 @@ func BenchmarkCarry(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			app, accepted := udpPair(b)
 			opened, server := udpPair(b)
-			in, out := make(accepted, nil), make(opened, nil)
+			in, out := make(accepted, nil, new(Room)), make(opened, nil, new(Room))
 			for _, c := range []*net.UDPConn{app, accepted, opened, server} {
 				_ = c.SetDeadline(time.Time{})
 			}
