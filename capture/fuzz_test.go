@@ -1,12 +1,16 @@
 package capture
 
 import (
+	"bufio"
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -139,6 +143,92 @@ func checkDestination(t *testing.T, host string, addr netip.Addr) {
 	}
 	if again, _, err := parseHost(host); again != host || err != nil {
 		t.Errorf("parseHost(%q) = %q, %v, want the same", host, again, err)
+	}
+}
+
+// FuzzHTTPProxy has an app say anything on one connection: each flow that comes of it has a destination, a login where one
+// is asked for, and of a request in absolute form one request that a server understands, without what was for the proxy.
+func FuzzHTTPProxy(f *testing.F) {
+	login := "Proxy-Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte("bob:secret")) + "\r\n"
+	for _, says := range []string{
+		"CONNECT a.example:443 HTTP/1.1\r\nHost: b\r\n" + login + "\r\npayload", "CONNECT [::1]:1 HTTP/1.0\r\n\r\n", "CONNECT a:70000 HTTP/1.1\r\nHost: a\r\n\r\n",
+		"GET http://a.example/b?c HTTP/1.1\r\nHost: other\r\n" + login + "Connection: close, x\r\nX: y\r\n\r\nGET http://b.example/ HTTP/1.1\r\nHost: b.example\r\n\r\n",
+		"POST http://0x7f.1:8080/ HTTP/1.1\r\nHost: a\r\n" + login + "Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+		"POST http://a/ HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nhi", "GET /proxy.pac HTTP/1.1\r\nHost: \";x\r\n\r\n", "GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", "\x05\x01\x00", "",
+	} {
+		f.Add([]byte(says), uint8(255), false)
+		f.Add([]byte(says), uint8(7), true)
+	}
+	const quiet = 10 * time.Millisecond // after which nothing more will be said
+	ways := map[bool]*HTTPProxy{false: newHTTPProxy(f, HTTPConfig{Timeout: quiet}), true: newHTTPProxy(f, HTTPConfig{Timeout: quiet, Users: bob})}
+	f.Fuzz(func(t *testing.T, says []byte, piece uint8, login bool) {
+		app, nc := net.Pipe()
+		over := make(chan struct{})
+		var flows sync.WaitGroup
+		err := ways[login].Serve(nc, func(c *Conn) {
+			flows.Add(1)
+			defer flows.Done()
+			defer c.Close()
+			checkDestination(t, c.Host, c.Addr)
+			if c.Port == 0 || c.Way != WayHTTP || (c.User == "bob") != login {
+				t.Errorf("a flow of %s by %q to port %d", c.Way, c.User, c.Port)
+			}
+			if err := c.Accepted(); err != nil {
+				return
+			}
+			if _, paired := c.Conn.(*pairedConn); paired {
+				checkForwarded(t, c)
+			}
+		}, func() { close(over) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { // ends with app
+			for rest := says; len(rest) > 0; {
+				n := min(len(rest), 1+int(piece))
+				if _, err := app.Write(rest[:n]); err != nil {
+					return
+				}
+				rest = rest[n:]
+			}
+		}()
+		var told []byte
+		for buf := make([]byte, 4<<10); ; {
+			_ = app.SetReadDeadline(time.Now().Add(2 * quiet))
+			n, err := app.Read(buf)
+			if told = append(told, buf[:n]...); err != nil {
+				break
+			}
+		}
+		app.Close()
+		<-over
+		flows.Wait()
+		if len(told) > 0 && !bytes.HasPrefix(told, []byte("HTTP/1.")) {
+			t.Errorf("the app was told %q", told)
+		}
+	})
+}
+
+// checkForwarded answers the request of a flow as its server.
+func checkForwarded(t *testing.T, c *Conn) {
+	t.Helper()
+	_ = c.SetDeadline(time.Now().Add(patience))
+	b := bufio.NewReader(c)
+	r, err := http.ReadRequest(b)
+	if err != nil {
+		return // the app is gone
+	}
+	for name := range r.Header {
+		if strings.HasPrefix(name, "Proxy-") || name == "Keep-Alive" || name == "Te" && r.Header.Get(name) != "trailers" {
+			t.Errorf("%s is passed on", name)
+		}
+	}
+	if _, err := io.Copy(io.Discard, r.Body); err != nil {
+		return // as above
+	}
+	_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+	if n, _ := io.Copy(io.Discard, b); n > 0 {
+		t.Errorf("%d bytes follow the request", n)
 	}
 }
 
