@@ -182,7 +182,8 @@ type TimeoutConfig struct {
 	// Idle ends a flow that has carried no byte in either direction for so long. Default: none, as TCP
 	// has none; an end that is dead is found by KeepAlive.
 	Idle time.Duration `yaml:"idle"`
-	// UDPIdle is the same for flows of datagrams, which have no other end. Default 2m.
+	// UDPIdle is the same for flows of datagrams, which have no other end; while none has come back it is 30s at most.
+	// Default 2m.
 	UDPIdle time.Duration `yaml:"udpIdle"`
 	// Age ends a flow that is older. Default: none.
 	Age time.Duration `yaml:"age"`

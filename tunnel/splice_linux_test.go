@@ -126,8 +126,6 @@ func TestSpliceHoldsNothing(t *testing.T) {
 	}
 }
 
-// BenchmarkDirect relays between two sockets by splice, and by reading and writing with buffers of several sizes. The
-// processor time is that of the relaying thread alone.
 // A pipe whose bytes nobody takes any more is closed, and what it held is given back at once.
 func TestSpliceBreaksAndClosesItsPipe(t *testing.T) {
 	client, src := tcpPair(t)
@@ -156,6 +154,8 @@ func TestSpliceBreaksAndClosesItsPipe(t *testing.T) {
 	}
 }
 
+// BenchmarkDirect relays between two sockets by splice, and by reading and writing with buffers of several sizes. The
+// processor time is that of the relaying thread alone.
 func BenchmarkDirect(b *testing.B) {
 	ways := map[string]func(*direction){"splice": func(d *direction) { d.spliced() }}
 	for _, size := range []int{16 << 10, 64 << 10, 256 << 10, 1 << 20} {

@@ -73,6 +73,33 @@ func TestNetnsInstallWithoutIPv6(t *testing.T) {
 	}
 }
 
+// IPv6 is switched on while there are no rules for it: that is told, and another install catches it.
+func TestNetnsInstallAgainAfterIPv6IsOn(t *testing.T) {
+	for _, c := range ways {
+		t.Run(nameOf(c), func(t *testing.T) {
+			isolated(t, func() {
+				h := Host{Dir: t.TempDir()}
+				withoutIPv6(t)
+				install(t, c, h)
+				disableIPv6(t, "0")
+				if s, err := Look(t.Context(), h); err != nil || s.IPv6 || !s.IPv6Since {
+					t.Errorf("Look = %+v, %v, want that IPv6 is on since", s, err)
+				}
+				install(t, c, h)
+				if s, err := Look(t.Context(), h); err != nil || !s.IPv6 || s.IPv6Since {
+					t.Errorf("Look after another Install = %+v, %v, want IPv6", s, err)
+				}
+				if err := Remove(t.Context(), h); err != nil {
+					t.Fatal(err)
+				}
+				if got := everything(t); strings.Contains(got, "15001") || strings.Contains(got, "culvert") || strings.Contains(got, "CULVERT") {
+					t.Errorf("after Remove there is:\n%s", got)
+				}
+			})
+		})
+	}
+}
+
 // IPv6 is switched off while rules for it are installed: the routes go by themselves.
 func TestNetnsRemoveAfterIPv6IsOff(t *testing.T) {
 	for _, c := range ways {

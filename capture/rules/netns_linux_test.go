@@ -65,8 +65,14 @@ func everything(t *testing.T) string {
 // withoutIPv6 switches IPv6 off in a namespace of a test.
 func withoutIPv6(t *testing.T) {
 	t.Helper()
+	disableIPv6(t, "1")
+}
+
+// disableIPv6 has IPv6 off, "1", or on, "0".
+func disableIPv6(t *testing.T, value string) {
+	t.Helper()
 	for _, dev := range []string{"all", "default", "lo"} {
-		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+dev+"/disable_ipv6", []byte("1"), 0); err != nil {
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+dev+"/disable_ipv6", []byte(value), 0); err != nil {
 			t.Fatal(err)
 		}
 	}

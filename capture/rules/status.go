@@ -17,6 +17,8 @@ type Status struct {
 	Config Config
 	// IPv6 tells whether flows over IPv6 are caught.
 	IPv6 bool
+	// IPv6Since tells that they are not, although the host has IPv6 now: it was switched on after Install.
+	IPv6Since bool
 	// Missing are the steps of Install that somebody has undone since: the commands that would do them again.
 	Missing []string
 	// Serving are the ports that a gateway serves, with Fail open.
@@ -39,7 +41,7 @@ func Look(ctx context.Context, h Host) (*Status, error) {
 	if err != nil {
 		return nil, fmt.Errorf("what is installed is not understood by this version: %w", err)
 	}
-	s := &Status{Installed: true, Config: k.Config, IPv6: k.ipv6}
+	s := &Status{Installed: true, Config: k.Config, IPv6: k.ipv6, IPv6Since: !k.ipv6 && ipv6()}
 	if k.tproxy() {
 		s.lookAtRoutes(ctx, h, k)
 	}

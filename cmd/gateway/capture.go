@@ -239,7 +239,10 @@ func describeCapture(s *rules.Status) string {
 		fmt.Fprintf(&b, "%-9s %s\n", name, fmt.Sprintf(format, args...))
 	}
 	families := "IPv4 and IPv6"
-	if !s.IPv6 {
+	switch {
+	case s.IPv6Since:
+		families = "IPv4; IPv6 is on since then, and passes by: run `gateway capture install` again"
+	case !s.IPv6:
 		families = "IPv4; IPv6 is off on this host"
 	}
 	line("captured", "%s, with %s by %s", families, c.Mode, c.Backend)
