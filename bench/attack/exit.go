@@ -26,7 +26,7 @@ type Exit struct {
 
 // StartExit runs an exit whose only destinations are this host's own addresses. memory is its budget.
 func (m *Mesh) StartExit(memory string) (*Exit, error) {
-	attacker, err := m.identity("attacker")
+	attacker, err := m.ca.Issue("attacker")
 	if err != nil {
 		return nil, err
 	}

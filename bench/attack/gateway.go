@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,8 +16,7 @@ import (
 	"sync"
 	"time"
 
-	"culvert/pki"
-	"culvert/pki/spiffe"
+	"culvert/bench/identity"
 )
 
 // patience bounds every wait for something that must come.
@@ -28,7 +26,7 @@ const patience = 30 * time.Second
 type Mesh struct {
 	bin string
 	dir string
-	ca  *pki.CA
+	ca  *identity.CA
 
 	mu       sync.Mutex
 	gateways []*Gateway // guarded by mu
@@ -36,12 +34,8 @@ type Mesh struct {
 
 // NewMesh makes a CA in dir, for gateways that are started from the program bin.
 func NewMesh(bin, dir string) (*Mesh, error) {
-	ca, err := pki.NewCA("cluster.local")
-	if err != nil {
-		return nil, err
-	}
-	m := &Mesh{bin: bin, dir: dir, ca: ca}
-	return m, os.WriteFile(m.path("roots.pem"), ca.PEM(), 0o600)
+	ca, err := identity.NewCA(dir)
+	return &Mesh{bin: bin, dir: dir, ca: ca}, err
 }
 
 // Close ends the gateways that were started, so that what is done with them fails.
@@ -54,27 +48,6 @@ func (m *Mesh) Close() {
 }
 
 func (m *Mesh) path(name string) string { return filepath.Join(m.dir, name) }
-
-// identity issues a certificate of the default namespace, and writes it where a gateway finds it.
-func (m *Mesh) identity(name string) (*pki.Source, error) {
-	id, err := spiffe.Parse("spiffe://cluster.local/ns/default/sa/" + name)
-	if err != nil {
-		return nil, err
-	}
-	cert, key, err := m.ca.Issue(id, 24*time.Hour)
-	if err != nil {
-		return nil, err
-	}
-	err = errors.Join(os.WriteFile(m.path(name+".pem"), cert, 0o600), os.WriteFile(m.path(name+".key"), key, 0o600))
-	if err != nil {
-		return nil, err
-	}
-	material, err := pki.Parse(cert, key, m.ca.PEM())
-	if err != nil {
-		return nil, err
-	}
-	return pki.Fixed(material), nil
-}
 
 // Gateway is a gateway in a process of its own.
 type Gateway struct {
@@ -103,7 +76,7 @@ func (g *Gateway) Log() string {
 // start runs a gateway with this configuration, without the sections identity and admin, and waits until it
 // is ready. It gets the sockets that its listeners name.
 func (m *Mesh) start(name, config string, listeners ...net.Listener) (*Gateway, error) {
-	if _, err := m.identity(name); err != nil {
+	if _, err := m.ca.Issue(name); err != nil {
 		return nil, err
 	}
 	adm, err := listen()

@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
-
-	"culvert/pki"
 )
 
 // Entry is a gateway under attack from a hop that it leads to. Its apps reach the hostile hop by one listener
@@ -108,8 +106,7 @@ type Hop struct {
 }
 
 func (m *Mesh) startHop() (*Hop, error) {
-	var id *pki.Source
-	id, err := m.identity("hop")
+	id, err := m.ca.Issue("hop")
 	if err != nil {
 		return nil, err
 	}

@@ -15,8 +15,7 @@ import (
 	"syscall"
 	"time"
 
-	"culvert/pki"
-	"culvert/pki/spiffe"
+	"culvert/bench/identity"
 )
 
 // The addresses of the two hosts.
@@ -75,27 +74,13 @@ func (s *site) hosts() error {
 }
 
 func (s *site) identities() error {
-	ca, err := pki.NewCA("cluster.local")
+	ca, err := identity.NewCA(s.dir)
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(s.path("roots.pem"), ca.PEM(), 0o600); err != nil {
-		return err
-	}
-	for _, who := range []string{"entry", "exit"} {
-		id, err := spiffe.New("cluster.local", "default", who)
-		if err != nil {
-			return err
-		}
-		cert, key, err := ca.Issue(id, 24*time.Hour)
-		if err != nil {
-			return err
-		}
-		if err := pki.WriteIdentity(s.path(who+".pem"), s.path(who+".key"), cert, key); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, entryErr := ca.Issue("entry")
+	_, exitErr := ca.Issue("exit")
+	return errors.Join(entryErr, exitErr)
 }
 
 func (s *site) path(name string) string { return filepath.Join(s.dir, name) }

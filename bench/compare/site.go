@@ -13,8 +13,7 @@ import (
 	"time"
 
 	"culvert/bench/compare/peers"
-	"culvert/pki"
-	"culvert/pki/spiffe"
+	"culvert/bench/identity"
 )
 
 // site is what all pairs of a run share: the target, certificates made for the run, and the programs.
@@ -54,32 +53,13 @@ func (s *site) close() {
 // identities makes a CA and a certificate with a P-256 key for each end. They have the SPIFFE IDs that Culvert and
 // Envoy ask for, and the exit has the name that the others ask for.
 func (s *site) identities() error {
-	const trustDomain, namespace, lifetime = "cluster.local", "default", 24 * time.Hour
-	ca, err := pki.NewCA(trustDomain)
+	ca, err := identity.NewCA(s.dir)
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(s.path("roots.pem"), ca.PEM(), 0o600); err != nil {
-		return err
-	}
-	for _, who := range []string{"entry", "exit"} {
-		id, err := spiffe.New(trustDomain, namespace, who)
-		if err != nil {
-			return err
-		}
-		var names []string
-		if who == "exit" {
-			names = append(names, peers.ExitName)
-		}
-		cert, key, err := ca.Issue(id, lifetime, names...)
-		if err != nil {
-			return err
-		}
-		if err := pki.WriteIdentity(s.path(who+".pem"), s.path(who+".key"), cert, key); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, entryErr := ca.Issue("entry")
+	_, exitErr := ca.Issue("exit", peers.ExitName)
+	return errors.Join(entryErr, exitErr)
 }
 
 func (s *site) path(name string) string { return filepath.Join(s.dir, name) }
