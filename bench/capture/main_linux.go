@@ -9,6 +9,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"culvert/bench/proc"
 )
 
 func main() {
@@ -125,7 +127,11 @@ func (s *site) held(ctx context.Context, t *table) error {
 	if err := sleep(ctx, settle); err != nil {
 		return err
 	}
-	before := p.entry.resident()
+	entry := p.entry.cmd.Process.Pid
+	before, err := proc.ResidentBytes(entry)
+	if err != nil {
+		return err
+	}
 	var got struct{ Seconds, Errors float64 }
 	if err := p.ask(ctx, &got, "hold", serverTCP, heldFlows); err != nil {
 		return err
@@ -133,7 +139,11 @@ func (s *site) held(ctx context.Context, t *table) error {
 	if err := sleep(ctx, settle); err != nil {
 		return err
 	}
-	each := float64(p.entry.resident()-before) / heldFlows / 1024
+	after, err := proc.ResidentBytes(entry)
+	if err != nil {
+		return err
+	}
+	each := float64(after-before) / heldFlows / 1024
 	fmt.Printf("%d captured connections in %.1f s, %.0f errors, %.2f KB each in the entry\n", heldFlows, got.Seconds, got.Errors, each)
 	t.add("captured connections opened and held together", heldFlows, "")
 	t.add("of them a second, with a byte each way", heldFlows/got.Seconds, "")

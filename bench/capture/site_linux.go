@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -122,17 +121,6 @@ func (s *site) start(host, program string, args ...string) (*process, error) {
 func (p *process) stop() {
 	_ = p.cmd.Process.Kill() // it may have ended
 	_ = p.cmd.Wait()         // killed
-}
-
-// resident is the process's memory in bytes.
-func (p *process) resident() int64 {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", p.cmd.Process.Pid))
-	if err != nil {
-		return 0
-	}
-	_, rest, _ := strings.Cut(string(text), "Rss:")
-	n, _ := strconv.ParseInt(strings.Fields(rest + " 0")[0], 10, 64) // it is a number
-	return n << 10
 }
 
 // pair is two gateways with a client.

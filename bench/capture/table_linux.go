@@ -2,12 +2,15 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"time"
+
+	"culvert/bench/proc"
 )
 
 // table is what was measured.
@@ -39,20 +42,10 @@ func figure(v float64) string {
 func (t *table) write(file string, rounds int) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# What capturing costs\n\nMade by `make capture` on %s, %d rounds of each comparison; do not edit. %s, %d cores, %s.\n\n",
-		time.Now().Format(time.DateOnly), rounds, processor(), runtime.NumCPU(), runtime.Version())
+		time.Now().Format(time.DateOnly), rounds, cmp.Or(proc.Processor(), runtime.GOARCH), runtime.NumCPU(), runtime.Version())
 	fmt.Fprintf(&b, "| measure | median |\n|---|--:|\n%s\n\n", strings.Join(t.rows, "\n"))
 	fmt.Fprintf(&b, "| goal | to reach | reached | |\n|---|---|---|---|\n%s\n", strings.Join(t.goals, "\n"))
 	return os.WriteFile(file, b.Bytes(), 0o644)
-}
-
-func processor() string {
-	text, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return runtime.GOARCH
-	}
-	_, rest, _ := strings.Cut(string(text), "model name")
-	line, _, _ := strings.Cut(rest, "\n")
-	return strings.TrimSpace(strings.TrimLeft(line, "\t :"))
 }
 
 func median(list []float64) float64 {

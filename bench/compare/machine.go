@@ -1,15 +1,15 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"os"
 	"os/exec"
 	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
+
+	"culvert/bench/proc"
 )
 
 // machine is where and with what was measured.
@@ -29,14 +29,14 @@ type machine struct {
 func thisMachine(ctx context.Context, s *site) machine {
 	m := machine{
 		System: runtime.GOOS + "/" + runtime.GOARCH, Cores: runtime.NumCPU(), Go: runtime.Version(),
-		Kernel: readLine("/proc/sys/kernel/osrelease"), OpenFiles: openFiles(),
-		CPU: field("/proc/cpuinfo", "model name"), Programs: make(map[string]string),
+		Kernel: proc.Line("/proc/sys/kernel/osrelease"), OpenFiles: openFiles(),
+		CPU: proc.Processor(), Programs: make(map[string]string),
 	}
-	if load := strings.Fields(readLine("/proc/loadavg")); len(load) > 2 {
+	if load := strings.Fields(proc.Line("/proc/loadavg")); len(load) > 2 {
 		m.Load = strings.Join(load[:3], " ")
 	}
-	if kb, err := strconv.ParseInt(strings.TrimSuffix(field("/proc/meminfo", "MemTotal"), " kB"), 10, 64); err == nil {
-		m.MemoryMiB = kb >> 10
+	if n, err := proc.MemoryBytes(); err == nil {
+		m.MemoryMiB = n >> 20
 	}
 	for _, p := range []struct {
 		pair, tool string
@@ -80,32 +80,6 @@ func firstLine(ctx context.Context, program string, args ...string) string {
 		return after
 	}
 	return line
-}
-
-// readLine is the first line of a file, "" if there is none.
-func readLine(file string) string {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return ""
-	}
-	line, _, _ := strings.Cut(string(text), "\n")
-	return line
-}
-
-// field is what stands behind "name:" in a file, "" if nothing.
-func field(file, name string) string {
-	f, err := os.Open(file)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		key, value, found := strings.Cut(lines.Text(), ":")
-		if found && strings.TrimSpace(key) == name {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
 }
 
 // moduleVersion is the version of a module this program is made with.

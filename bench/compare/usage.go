@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"fmt"
 	"os"
@@ -10,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"culvert/bench/proc"
 )
 
 // clockTick is the unit of times in /proc: USER_HZ, which is 100 on every Linux that Go runs on.
@@ -101,7 +102,7 @@ func usageOf(list []*process) (usage, error) {
 		}
 		for _, st := range append(descendants(st.pid), st) {
 			u.cpu += st.cpu
-			resident, err := residentBytes(st.pid)
+			resident, err := proc.ResidentBytes(st.pid)
 			if err != nil && st.pid == p.cmd.Process.Pid {
 				return u, err
 			}
@@ -109,20 +110,4 @@ func usageOf(list []*process) (usage, error) {
 		}
 	}
 	return u, nil
-}
-
-// residentBytes reads Rss of /proc/PID/smaps_rollup, which is counted anew with every reading; statm lags behind.
-func residentBytes(pid int) (int64, error) {
-	f, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "smaps_rollup"))
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if rest, ok := strings.CutPrefix(lines.Text(), "Rss:"); ok {
-			kilobytes, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(rest, "kB")), 10, 64)
-			return kilobytes << 10, err
-		}
-	}
-	return 0, fmt.Errorf("no Rss in smaps_rollup of process %d", pid)
 }

@@ -1,17 +1,17 @@
 package main
 
 import (
-	"bufio"
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"time"
 
 	"culvert/bench/attack"
+	"culvert/bench/proc"
 )
 
 // What is to be reached, one attacking connection at full speed on two cores.
@@ -54,32 +54,13 @@ play each once and check the codes, the counts and that nothing is left.
 
 After an offence the gateway holds the socket for a second without reading, which is why an offender gets no further
 than about one connection a second. What missed its goal is set in bold.
-`, each, machine(), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(), load(), time.Now().UTC().Format(time.DateOnly), goalCores, goalP99)
-}
-
-// machine names the processor.
-func machine() string {
-	f, err := os.Open("/proc/cpuinfo")
-	if err != nil {
-		return "unknown processor"
-	}
-	defer f.Close()
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		if name, value, ok := strings.Cut(sc.Text(), ":"); ok && strings.TrimSpace(name) == "model name" {
-			return strings.TrimSpace(value)
-		}
-	}
-	return "unknown processor"
+`, each, cmp.Or(proc.Processor(), "unknown processor"), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(), load(), time.Now().UTC().Format(time.DateOnly), goalCores, goalP99)
 }
 
 // load is how many tasks wanted a core in the last minute, where the system tells.
 func load() string {
-	text, err := os.ReadFile("/proc/loadavg")
-	first, _, ok := strings.Cut(string(text), " ")
-	if err != nil || !ok {
-		return "unknown"
-	}
-	return first
+	first, _, _ := strings.Cut(proc.Line("/proc/loadavg"), " ")
+	return cmp.Or(first, "unknown")
 }
 
 func (r *report) table(title, dials string) {
