@@ -2,7 +2,6 @@ package attack
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"culvert/bench/identity"
+	"culvert/tunnel/tunneltest"
 )
 
 // patience bounds every wait for something that must come.
@@ -54,24 +54,11 @@ type Gateway struct {
 	admin string
 	cmd   *exec.Cmd
 	done  chan struct{} // closed when the process has ended
-
-	mu  sync.Mutex
-	log bytes.Buffer // its output; guarded by mu
-}
-
-// Write takes the process's output.
-func (g *Gateway) Write(p []byte) (int, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.log.Write(p)
+	log   tunneltest.Log
 }
 
 // Log is the output of the process so far.
-func (g *Gateway) Log() string {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.log.String()
-}
+func (g *Gateway) Log() string { return g.log.String() }
 
 // start runs a gateway with this configuration, without the sections identity and admin, and waits until it
 // is ready. It gets the sockets that its listeners name.
@@ -90,7 +77,7 @@ func (m *Mesh) start(name, config string, listeners ...net.Listener) (*Gateway, 
 	}
 	g := &Gateway{admin: adm.Addr().String(), done: make(chan struct{})}
 	g.cmd = exec.Command(m.bin, "run", "-c", m.path(name+".yaml"), "--log-level", "warn")
-	g.cmd.Stdout, g.cmd.Stderr = g, g
+	g.cmd.Stdout, g.cmd.Stderr = &g.log, &g.log
 	g.cmd.Env = append(os.Environ(), "LISTEN_FDS="+strconv.Itoa(len(listeners)))
 	for _, ln := range listeners {
 		f, err := ln.(*net.TCPListener).File()

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"culvert/tunnel/tunneltest"
 )
 
 // TestBadStart starts gateways with one fault each: the exit code tells whose fault it is, and one line
@@ -159,7 +161,7 @@ func TestExamplesAreRight(t *testing.T) {
 	}
 	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
-			var out lockedBuffer
+			var out tunneltest.Log
 			if code := execute(t.Context(), []string{"check", "--no-files", "-c", file}, &out, &out); code != 0 {
 				t.Errorf("check = %d: %s", code, out.String())
 			}
@@ -179,7 +181,7 @@ func TestCertMakesWhatRunTakes(t *testing.T) {
 		{"cert", "issue", "spiffe://example.org/ns/shop/sa/gw1", "--name", "gw1.example.org", "--ttl", "24h"},
 		{"cert", "show", "gw1.pem", "gw1.key"},
 	}
-	var out lockedBuffer
+	var out tunneltest.Log
 	for _, args := range steps {
 		if code := execute(t.Context(), args, &out, &out); code != 0 {
 			t.Fatalf("%v = %d: %s", args, code, out.String())
@@ -200,7 +202,7 @@ func TestCertMakesWhatRunTakes(t *testing.T) {
 		{"cert", "issue", "spiffe://elsewhere.org/ns/a/sa/b"},               // not this CA's trust domain
 		{"cert", "show", "none.pem"},
 	} {
-		var fault lockedBuffer
+		var fault tunneltest.Log
 		if code := execute(t.Context(), args, &fault, &fault); code != exitFailure || strings.Count(fault.String(), "\n") > 2 {
 			t.Errorf("%v = %d: %q, want %d and a line for each fault", args, code, fault.String(), exitFailure)
 		}
@@ -240,7 +242,7 @@ hops:
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			var out lockedBuffer
+			var out tunneltest.Log
 			code := execute(t.Context(), append([]string{"ping"}, tt.args...), &out, &out)
 			if code != tt.code || !strings.Contains(out.String(), tt.want) {
 				t.Errorf("ping = %d, %q, want %d and %q", code, out.String(), tt.code, tt.want)
@@ -260,7 +262,7 @@ func TestVersionHelpAndCompletion(t *testing.T) {
 		{[]string{"completion", "bash"}, "bash completion V2 for gateway"},
 		{[]string{"__complete", "run", "--log-level", ""}, "debug\ninfo\nwarn\nerror\n"},
 	} {
-		var out lockedBuffer
+		var out tunneltest.Log
 		if code := execute(t.Context(), tt.args, &out, &out); code != 0 || !strings.Contains(out.String(), tt.want) {
 			t.Errorf("%v = %d, %q, want %q", tt.args, code, out.String(), tt.want)
 		}
@@ -284,7 +286,7 @@ func TestUsageSaysTheNextStep(t *testing.T) {
 		{"cert show", "it should be like `gateway cert show gw1.pem`"},
 		{"check", "give -c FILE"},
 	} {
-		var out lockedBuffer
+		var out tunneltest.Log
 		code := execute(t.Context(), strings.Fields(tt.line), &out, &out)
 		if text := out.String(); code != exitUsage || !strings.Contains(text, tt.want) || strings.Count(text, "\n") != 1 {
 			t.Errorf("gateway %s = %d, %q, want %d and one line with %q", tt.line, code, text, exitUsage, tt.want)

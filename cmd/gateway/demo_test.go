@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"culvert/tunnel/tunneltest"
 )
 
 // startDemo starts a demo on a free port, with a temporary folder of its own, as a service would: without
@@ -88,7 +90,7 @@ func TestDemoStaysOnLoopback(t *testing.T) {
 }
 
 func TestPrefixWriter(t *testing.T) {
-	var out lockedBuffer
+	var out tunneltest.Log
 	cs := newChildren(&out)
 	w := &prefixWriter{prefix: "exit | ", to: cs.log, mu: &cs.logMu}
 	for _, part := range []string{"on", "e\ntwo\nth", "ree", "\n"} {
@@ -102,7 +104,7 @@ func TestPrefixWriter(t *testing.T) {
 }
 
 func TestListenNear(t *testing.T) {
-	var log lockedBuffer
+	var log tunneltest.Log
 	if _, err := listenNear(&log, "192.0.2.1:1080"); err == nil || !strings.Contains(err.Error(), "this host does not have that address") {
 		t.Errorf("listenNear = %v, want that the address is not ours", err)
 	}

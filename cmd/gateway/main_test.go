@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +19,7 @@ import (
 
 	"culvert/pki"
 	"culvert/pki/spiffe"
+	"culvert/tunnel/tunneltest"
 )
 
 // asGateway makes the test binary be the gateway, so that what the tests start is what was just compiled,
@@ -62,30 +62,12 @@ func eventually(t *testing.T, what string, ok func() error) {
 	}
 }
 
-// lockedBuffer is the output of a process while it runs.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // process is a gateway in a process of its own.
 type process struct {
 	t      *testing.T
 	cmd    *exec.Cmd
-	stdout lockedBuffer
-	stderr lockedBuffer
+	stdout tunneltest.Log
+	stderr tunneltest.Log
 	done   chan struct{}
 	err    error // of Wait, after done
 }

@@ -24,6 +24,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"culvert/tunnel/tunneltest"
 )
 
 // The tests of this package see the gateway from outside: as a process with flags, sockets, an admin address and a
@@ -61,24 +63,6 @@ func within(t *testing.T, what string, look func() error) {
 	}
 }
 
-// output is what a program says while it runs.
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer // guarded by mu
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
-}
-
 // program returns the path of a foreign program.
 func program(t *testing.T, name string) string {
 	t.Helper()
@@ -92,7 +76,7 @@ func program(t *testing.T, name string) string {
 // process is a program that runs until the test ends.
 type process struct {
 	cmd  *exec.Cmd
-	out  output
+	out  tunneltest.Log
 	done chan struct{} // closed when it has ended
 }
 

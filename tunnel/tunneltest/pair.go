@@ -203,7 +203,7 @@ func Serve(tb testing.TB, n *memnet.Net, address string, handle func(*memnet.Con
 	})
 }
 
-// Log keeps what is written to it, for tests of records.
+// Log keeps what is written to it, such as the output of a process, and may be read meanwhile.
 type Log struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
