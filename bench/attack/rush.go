@@ -209,9 +209,9 @@ func watchRSS(g *Gateway) (stop func(), most func() float64) {
 	return func() { close(done); <-ended }, func() float64 { return greatest }
 }
 
-// Stalled holds tunnels that nobody reads, beside a probe on another connection and one on theirs. The result
-// is nil where the name is not to be played.
-func (r *Rush) Stalled(e *Exit, name string, tunnels int) (*Result, error) {
+// hold plays what keeps tunnels open, beside a probe on another connection. The result is nil where the name is
+// not to be played.
+func (r *Rush) hold(e *Exit, name string, play func(*Result, time.Time) error) (*Result, error) {
 	if !r.plays(name) {
 		return nil, nil
 	}
@@ -221,7 +221,13 @@ func (r *Rush) Stalled(e *Exit, name string, tunnels int) (*Result, error) {
 		return nil, err
 	}
 	defer probe.Stop()
-	return r.measure(e.Gateway, probe, 9, name, func(res *Result, end time.Time) error {
+	return r.measure(e.Gateway, probe, 9, name, play, exitDials)
+}
+
+// Stalled holds tunnels that nobody reads, beside a probe on another connection and one on theirs. The result
+// is nil where the name is not to be played.
+func (r *Rush) Stalled(e *Exit, name string, tunnels int) (*Result, error) {
+	return r.hold(e, name, func(res *Result, end time.Time) error {
 		peers, err := e.Stalled(tunnels)
 		if err == nil {
 			p := peers[len(peers)-1]
@@ -236,7 +242,7 @@ func (r *Rush) Stalled(e *Exit, name string, tunnels int) (*Result, error) {
 			p.Close()
 		}
 		return err
-	}, exitDials)
+	})
 }
 
 // stalledEcho is what a probe on the offender's connection sends.
@@ -245,17 +251,7 @@ const stalledEcho = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789a
 // ZeroWindow holds tunnels to a source without end that get no window. The result is nil where it is not to be
 // played.
 func (r *Rush) ZeroWindow(e *Exit) (*Result, error) {
-	const name = "200 tunnels without window"
-	if !r.plays(name) {
-		return nil, nil
-	}
-	r.echo = e.servers.echo
-	probe, err := e.probe()
-	if err != nil {
-		return nil, err
-	}
-	defer probe.Stop()
-	return r.measure(e.Gateway, probe, 9, name, func(res *Result, end time.Time) error {
+	return r.hold(e, "200 tunnels without window", func(res *Result, end time.Time) error {
 		p, err := e.ZeroWindow()
 		if p != nil {
 			time.Sleep(time.Until(end))
@@ -263,5 +259,5 @@ func (r *Rush) ZeroWindow(e *Exit) (*Result, error) {
 			p.Close()
 		}
 		return err
-	}, exitDials)
+	})
 }
