@@ -47,8 +47,9 @@ func tiny() size {
 	}
 }
 
-// measureTiny takes every measure of the pairs so named, once, and returns what was written.
-func measureTiny(t *testing.T, gateway string, names ...string) (r *results, markdown string) {
+// measureTiny takes every measure of the pairs so named, once, wants what is written to be complete, and nothing left
+// running.
+func measureTiny(t *testing.T, gateway string, names ...string) {
 	t.Helper()
 	s, err := newSite(gateway, tools)
 	if err != nil {
@@ -74,7 +75,7 @@ func measureTiny(t *testing.T, gateway string, names ...string) (r *results, mar
 	if err != nil {
 		t.Fatal(err)
 	}
-	r = new(results)
+	r := new(results)
 	if err := json.Unmarshal(text, r); err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +86,18 @@ func measureTiny(t *testing.T, gateway string, names ...string) (r *results, mar
 	if plot, err := os.ReadFile(filepath.Join(dir, "results.svg")); err != nil || !bytes.Contains(plot, []byte("<svg")) {
 		t.Errorf("results.svg = %d bytes, %v, want a plot", len(plot), err)
 	}
-	return r, string(table)
+	for _, name := range names {
+		wantComplete(t, r, string(table), name)
+	}
+	wantNoneLeft(t)
+}
+
+// wantNoneLeft checks that what was started has ended.
+func wantNoneLeft(t *testing.T) {
+	t.Helper()
+	if left := descendants(os.Getpid()); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
 }
 
 // wantComplete checks that a pair has a value for every measure, and a row of the table.
@@ -112,14 +124,7 @@ func wantComplete(t *testing.T, r *results, markdown, name string) {
 // TestCompare measures every pair that needs no other program. Each has to bring back random bytes unchanged before
 // anything is measured, beside its target and far from it.
 func TestCompare(t *testing.T) {
-	names := []string{culvertName, tlsRelayName, netHTTP2Name, grpcName, directName}
-	r, markdown := measureTiny(t, buildGateway(t), names...)
-	for _, name := range names {
-		wantComplete(t, r, markdown, name)
-	}
-	if left := descendants(os.Getpid()); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
-	}
+	measureTiny(t, buildGateway(t), culvertName, tlsRelayName, netHTTP2Name, grpcName, directName)
 }
 
 // TestForeignCompare measures Envoy, and OpenSSH where it is installed.
@@ -132,13 +137,7 @@ func TestForeignCompare(t *testing.T) {
 	if why := missingOpenSSH(s); why == "" {
 		names = append(names, sshName)
 	}
-	r, markdown := measureTiny(t, "", names...)
-	for _, name := range names {
-		wantComplete(t, r, markdown, name)
-	}
-	if left := descendants(os.Getpid()); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
-	}
+	measureTiny(t, "", names...)
 }
 
 // TestPairThatDoesNotCarry has pairs that start and do not work: begin says so, and leaves nothing running.
@@ -171,9 +170,7 @@ func TestPairThatDoesNotCarry(t *testing.T) {
 	if _, err := s.begin(t.Context(), wrong, false); err == nil || !strings.Contains(fmt.Sprint(err), "not the") {
 		t.Errorf("begin of a pair that changes bytes = %v, want a fault", err)
 	}
-	if left := descendants(os.Getpid()); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
-	}
+	wantNoneLeft(t)
 }
 
 // changed is a server that sends everything back but the first byte, and the 1000th changed.

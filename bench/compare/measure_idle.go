@@ -22,13 +22,7 @@ func takeIdle(ctx context.Context, s *site, r *running, size *size) (values, err
 	if err := openOnce(r.entry, 1); err != nil {
 		return nil, err
 	}
-	if err := s.target.quiet(ctx); err != nil {
-		return nil, err
-	}
-	if err := pause(ctx, openSettled); err != nil {
-		return nil, err
-	}
-	before, err := r.usage()
+	before, err := s.settled(ctx, r)
 	if err != nil {
 		return nil, err
 	}

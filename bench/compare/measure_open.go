@@ -46,13 +46,7 @@ func takeOpens(ctx context.Context, s *site, r *running, size *size) (values, er
 	}
 	workers.Wait()
 	took := time.Since(start)
-	if err := s.target.quiet(ctx); err != nil {
-		return nil, err
-	}
-	if err := pause(ctx, openSettled); err != nil {
-		return nil, err
-	}
-	after, err := r.usage()
+	after, err := s.settled(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -65,6 +59,17 @@ func takeOpens(ctx context.Context, s *site, r *running, size *size) (values, er
 		colOpenCPU:    float64(after.cpu-before.cpu) / n / microsecond,
 		colOpenErrors: float64(failed.Load()),
 	}, nil
+}
+
+// settled waits until the proxies have cleared up after streams that have ended, and returns what they use.
+func (s *site) settled(ctx context.Context, r *running) (usage, error) {
+	if err := s.target.quiet(ctx); err != nil {
+		return usage{}, err
+	}
+	if err := pause(ctx, openSettled); err != nil {
+		return usage{}, err
+	}
+	return r.usage()
 }
 
 // openOnce opens a stream from a source address, and closes it after a byte each way.
