@@ -41,10 +41,8 @@ func TestNetnsApps(t *testing.T) {
 	for _, one := range []*host{h.app, h.mid} {
 		one.resolvers(farAddr)
 	}
-	h.far.web(net.JoinHostPort(farAddr, "80"))
 	ssh := h.far.sshServer(t)
 	h.gatewayOn(t, h.mid, "server", append(outOf, "--egress", "web.mesh:80", "--egress", farAddr+":22")...)
-	via := net.JoinHostPort(midAddr, "15008")
 
 	// Not captured, but told.
 	self, err := os.Executable()
@@ -52,13 +50,13 @@ func TestNetnsApps(t *testing.T) {
 		t.Fatal(err)
 	}
 	connect := fmt.Sprintf("env %s=1 %s connect --state %s --cert %s --key %s --roots %s --via %s %%h:%%p", asGateway, self, t.TempDir(),
-		h.path("client.pem"), h.path("client.key"), h.path("root.pem"), via)
+		h.path("client.pem"), h.path("client.key"), h.path("root.pem"), midHop)
 	who := []string{"root@" + farAddr, `echo "$SSH_CLIENT"`}
 	if got := h.app.run("ssh", append(append(ssh, "-o", "ProxyCommand="+connect), who...)...); !strings.HasPrefix(got, outAddr+" ") {
 		t.Errorf("ssh by ProxyCommand comes from %q", got)
 	}
 
-	g := h.gatewayOn(t, h.app, "client", "--capture", "--mesh-names", "*.mesh", "--via", via, "--socks", "127.0.0.1:1080", "--http-proxy", "127.0.0.1:1080")
+	g := h.gatewayOn(t, h.app, "client", "--capture", "--mesh-names", "*.mesh", "--via", midHop, "--socks", "127.0.0.1:1080", "--http-proxy", "127.0.0.1:1080")
 	browse := func(args ...string) string {
 		return h.app.run("chromium", append([]string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--user-data-dir=" + t.TempDir(),
 			"--timeout=20000", "--dump-dom"}, append(args, "http://web.mesh/page")...)...)
@@ -72,12 +70,7 @@ func TestNetnsApps(t *testing.T) {
 	g.says(t, "msg=flow", "way=http-proxy", "host=web.mesh:80")
 
 	h.app.gateway("capture", "install", "--udp-ports", "5201")
-	within(t, "captured", func() error {
-		if status := h.app.gateway("capture", "status"); !strings.Contains(status, "open: new flows are captured") {
-			return fmt.Errorf("status:\n%s", status)
-		}
-		return nil
-	})
+	h.app.captured()
 	if got := h.app.run("ssh", append(ssh, who...)...); !strings.HasPrefix(got, outAddr+" ") {
 		t.Errorf("captured ssh comes from %q", got)
 	}

@@ -16,23 +16,13 @@ import (
 // outOf are the flags of a gateway on mid that lets flows out to far.
 var outOf = []string{"--hbone", ":15008", "--egress", "10.2.0.0/24", "--egress", "fd02::/64"} // immutable
 
-// captured makes hosts with a gateway on mid that flows leave from, and servers on far.
+// capturedHosts makes hosts with a gateway on mid that flows leave from.
 func capturedHosts(t *testing.T) *hosts {
 	t.Helper()
 	h := newHosts(t)
 	h.gatewayOn(t, h.mid, "server", outOf...)
-	h.far.whoServer(net.JoinHostPort(farAddr, "7"))
-	h.far.whoServer(net.JoinHostPort(farAddr6, "7"))
-	h.far.web(net.JoinHostPort(farAddr, "80"))
-	h.far.web(net.JoinHostPort(farAddr6, "80"))
 	return h
 }
-
-// far4 and far6 are whoServers.
-var (
-	far4 = net.JoinHostPort(farAddr, "7")  // immutable
-	far6 = net.JoinHostPort(farAddr6, "7") // immutable
-)
 
 // variants are the ways to install rules.
 var variants = map[string]struct {
@@ -52,17 +42,12 @@ func TestNetnsCaptured(t *testing.T) {
 			t.Parallel()
 			h := capturedHosts(t)
 			before := h.app.rules()
-			h.app.wantFrom(far4, appAddr)
-			_, open, err := h.app.from(far4)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer open.Close()
+			open := h.app.opens(far4, appAddr)
 
 			h.app.gateway(append([]string{"capture", "install"}, v.install...)...)
 			h.app.wantFrom(far4, appAddr) // no gateway runs, and nobody is cut off
 
-			g := h.gatewayOn(t, h.app, "client", v.run, "--via", net.JoinHostPort(midAddr, "15008"))
+			g := h.gatewayOn(t, h.app, "client", v.run, "--via", midHop)
 			within(t, "captured", func() error { return h.app.arrives(far4, outAddr) })
 			h.app.wantFrom(far4, outAddr)
 			h.app.wantFrom(far6, outAddr6)
@@ -117,7 +102,7 @@ func TestNetnsClosed(t *testing.T) {
 			} else if backend == "nft" && !errors.Is(err, syscall.ECONNREFUSED) {
 				t.Errorf("a flow is not refused: %v", err)
 			}
-			h.gatewayOn(t, h.app, "client", "--capture", "--via", net.JoinHostPort(midAddr, "15008"))
+			h.gatewayOn(t, h.app, "client", "--capture", "--via", midHop)
 			h.app.wantFrom(far4, outAddr)
 		})
 	}
@@ -126,14 +111,10 @@ func TestNetnsClosed(t *testing.T) {
 // TestNetnsGatewayLeaves lets new flows pass at once when the gateway ends by itself.
 func TestNetnsGatewayLeaves(t *testing.T) {
 	h := capturedHosts(t)
-	g := h.gatewayOn(t, h.app, "client", "--capture", "--via", net.JoinHostPort(midAddr, "15008"), "--drain", "20s")
+	g := h.gatewayOn(t, h.app, "client", "--capture", "--via", midHop, "--drain", "20s")
 	h.app.gateway("capture", "install")
 	within(t, "captured", func() error { return h.app.arrives(far4, outAddr) })
-	_, open, err := h.app.from(far4)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer open.Close()
+	open := h.app.opens(far4, outAddr)
 	if err := g.cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +190,7 @@ func TestNetnsUDP(t *testing.T) {
 			if err := h.app.arrivesUDP(far4, appAddr); err != nil {
 				t.Fatal(err)
 			}
-			g := h.gatewayOn(t, h.app, "client", "--capture", "--via", net.JoinHostPort(midAddr, "15008"))
+			g := h.gatewayOn(t, h.app, "client", "--capture", "--via", midHop)
 			within(t, "captured", func() error { return h.app.arrivesUDP(far4, outAddr) })
 			within(t, "captured", func() error { return h.app.arrivesUDP(far6, outAddr6) })
 			nc, err := h.app.dial(t.Context(), "udp", far4)
@@ -293,21 +274,13 @@ func TestNetnsNames(t *testing.T) {
 			t.Parallel()
 			h := newHosts(t)
 			h.far.nameServer(net.JoinHostPort(farAddr, "53"), map[string]string{"web.mesh.": farAddr, "web.example.": farAddr + " " + farAddr6})
-			h.far.web(net.JoinHostPort(farAddr, "80"))
-			h.far.web(net.JoinHostPort(farAddr6, "80"))
 			for _, one := range []*host{h.app, h.mid} {
 				one.resolvers(farAddr)
 			}
 			h.gatewayOn(t, h.mid, "server", append(outOf, "--egress", "web.mesh:80")...)
 			h.app.gateway(append([]string{"capture", "install"}, v.install...)...)
-			g := h.gatewayOn(t, h.app, "client", v.run, "--mesh-names", "*.mesh", "--via", net.JoinHostPort(midAddr, "15008"))
-			within(t, "captured", func() error {
-				status := h.app.gateway("capture", "status")
-				if strings.Contains(status, "open: new flows are captured") {
-					return nil
-				}
-				return errors.New(status)
-			})
+			g := h.gatewayOn(t, h.app, "client", v.run, "--mesh-names", "*.mesh", "--via", midHop)
+			h.app.captured()
 			for _, transport := range []string{"+notcp", "+tcp"} {
 				if got := h.app.run("dig", transport, "+short", "web.example"); got != farAddr+"\n" {
 					t.Errorf("dig %s web.example = %q", transport, got)
@@ -344,14 +317,12 @@ func TestNetnsSniff(t *testing.T) {
 	h.far.nameServer(net.JoinHostPort(farAddr, "53"), map[string]string{"shop.example.": farAddr})
 	h.mid.resolvers(farAddr)
 	h.gatewayOn(t, h.mid, "server", append(outOf, "--egress", "shop.example:80")...)
-	h.far.whoServer(far4)
-	h.far.web(net.JoinHostPort(farAddr, "80"))
 	config := h.write(t, "gw.yaml", []byte(`
 identity: {cert: client.pem, key: client.key, roots: root.pem}
 listeners:
 - {name: out, kind: tproxy, address: "localhost:15001"}
 routes:
-- {listeners: [out], hosts: ["shop.example"], via: ["`+net.JoinHostPort(midAddr, "15008")+`"]}
+- {listeners: [out], hosts: ["shop.example"], via: ["`+midHop+`"]}
 - {listeners: [out], destinations: ["10.0.0.0/8"]}
 `))
 	g := h.gatewayOn(t, h.app, "", "-c", config)
@@ -374,23 +345,15 @@ routes:
 
 // TestNetnsInbound takes plain flows of others to a workload.
 func TestNetnsInbound(t *testing.T) {
-	app4 := net.JoinHostPort(appAddr, "7")
 	for _, mode := range []string{"strict", "permissive"} {
 		for _, backend := range []string{"nft", "iptables"} {
 			t.Run(mode+" "+backend, func(t *testing.T) {
 				t.Parallel()
 				h := newHosts(t)
-				h.app.whoServer(app4)
-				h.app.whoServer(net.JoinHostPort(appAddr6, "7"))
 				before := h.app.rules()
 				g := h.gatewayOn(t, h.app, "server", "--inbound", mode, "--hbone", ":15008", "--allow", "any")
 				h.app.gateway("capture", "install", "--inbound", "7", "--no-outbound", "--no-dns", "--backend", backend)
-				within(t, "captured", func() error {
-					if !strings.Contains(h.app.gateway("capture", "status"), "open: new flows are captured") {
-						return errors.New("not yet")
-					}
-					return nil
-				})
+				h.app.captured()
 				_, _, err := h.far.from(app4)
 				if mode == "strict" {
 					if err == nil {
@@ -399,7 +362,7 @@ func TestNetnsInbound(t *testing.T) {
 					g.says(t, "msg=flow", "listener=inbound", "rule=strict", "reason=denied", "src="+farAddr)
 				} else {
 					h.far.wantFrom(app4, appAddr) // from this host itself, where the gateway is
-					h.far.wantFrom(net.JoinHostPort(appAddr6, "7"), appAddr6)
+					h.far.wantFrom(app6, appAddr6)
 					g.says(t, "msg=flow", "listener=inbound", "rule=routes", "src="+farAddr)
 				}
 				// A tunnel gets in.
@@ -415,13 +378,10 @@ func TestNetnsInbound(t *testing.T) {
 
 // TestNetnsKeepSource lets a workload see who comes, through the gateway that captures and through a tunnel.
 func TestNetnsKeepSource(t *testing.T) {
-	app4 := net.JoinHostPort(appAddr, "7")
 	for _, backend := range []string{"nft", "iptables"} {
 		t.Run(backend, func(t *testing.T) {
 			t.Parallel()
 			h := newHosts(t)
-			h.app.whoServer(app4)
-			h.app.whoServer(net.JoinHostPort(appAddr6, "7"))
 			config := h.write(t, "gw.yaml", []byte(`
 identity: {cert: server.pem, key: server.key, roots: root.pem}
 listeners:
@@ -436,7 +396,7 @@ routes:
 			h.app.gateway("capture", "install", "--inbound", "7", "--no-outbound", "--no-dns", "--backend", backend)
 			within(t, "captured", func() error { return h.far.arrives(app4, farAddr) })
 			h.far.wantFrom(app4, farAddr)
-			h.far.wantFrom(net.JoinHostPort(appAddr6, "7"), farAddr6)
+			h.far.wantFrom(app6, farAddr6)
 			h.mid.wantFrom(app4, midAddr)
 			h.gatewayOn(t, h.far, "client", "--forward", "127.0.0.1:7777="+app4, "--via", net.JoinHostPort(appAddr, "15008"))
 			h.far.wantFrom("127.0.0.1:7777", farAddr) // the tunnel's own: what it tells of loopback is of no use here
@@ -450,8 +410,6 @@ func TestNetnsRouter(t *testing.T) {
 		t.Run(backend, func(t *testing.T) {
 			t.Parallel()
 			h := newHosts(t)
-			h.far.whoServer(far4)
-			h.far.whoServer(far6)
 			h.far.echoUDP(far4)
 			before := h.mid.rules()
 			config := h.write(t, "gw.yaml", []byte(`
@@ -483,7 +441,6 @@ func TestNetnsLoop(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHosts(t)
-			h.far.whoServer(far4)
 			config := h.write(t, "gw.yaml", []byte(`
 identity: {cert: client.pem, key: client.key, roots: root.pem}
 listeners:

@@ -36,6 +36,12 @@ const (
 	midAddr, midAddr6 = "10.1.0.2", "fd01::2" // as app sees it
 	outAddr, outAddr6 = "10.2.0.1", "fd02::1" // as far sees it
 	farAddr, farAddr6 = "10.2.0.2", "fd02::2"
+
+	// The whoServers.
+	app4, app6 = appAddr + ":7", "[" + appAddr6 + "]:7"
+	far4, far6 = farAddr + ":7", "[" + farAddr6 + "]:7"
+
+	midHop = midAddr + ":15008" // a gateway on mid, if there is one
 )
 
 // host is a network namespace.
@@ -48,7 +54,7 @@ type host struct {
 // hostNumber makes the names of namespaces unique in this process.
 var hostNumber atomic.Int64
 
-// newHosts makes the hosts, which live until the test ends.
+// newHosts makes the hosts, with whoServers on app and far, and a web server on far. They live until the test ends.
 func newHosts(t *testing.T) *hosts {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -65,6 +71,12 @@ func newHosts(t *testing.T) *hosts {
 	for _, name := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"} {
 		h.mid.run("sysctl", "-qw", name+"=1")
 	}
+	h.app.whoServer(app4)
+	h.app.whoServer(app6)
+	h.far.whoServer(far4)
+	h.far.whoServer(far6)
+	h.far.web(net.JoinHostPort(farAddr, "80"))
+	h.far.web(net.JoinHostPort(farAddr6, "80"))
 	return h
 }
 
@@ -232,17 +244,25 @@ func (h *host) from(addr string) (string, net.Conn, error) {
 	return "", nil, errors.New("the server does not stop talking")
 }
 
-// wantFrom checks how a flow from the host to a whoServer arrives there, and that it carries bytes.
-func (h *host) wantFrom(addr, want string) {
+// opens connects to a whoServer, which must see the flow come from want. The connection is closed with the test.
+func (h *host) opens(addr, want string) net.Conn {
 	h.t.Helper()
 	got, nc, err := h.from(addr)
 	if err != nil {
 		h.t.Fatalf("%s to %s: %v", h.name, addr, err)
 	}
-	defer nc.Close()
+	h.t.Cleanup(func() { _ = nc.Close() })
 	if got != want {
 		h.t.Fatalf("a flow to %s comes from %s, want %s", addr, got, want)
 	}
+	return nc
+}
+
+// wantFrom checks how a flow from the host to a whoServer arrives there, and that it carries bytes.
+func (h *host) wantFrom(addr, want string) {
+	h.t.Helper()
+	nc := h.opens(addr, want)
+	defer nc.Close()
 	echoes(h.t, nc, "hello")
 }
 
@@ -280,6 +300,17 @@ func (h *host) gateway(args ...string) string {
 		h.t.Fatalf("gateway %s: %v\n%s%s", strings.Join(args, " "), err, out, errs)
 	}
 	return out
+}
+
+// captured waits until the host's new flows are captured.
+func (h *host) captured() {
+	h.t.Helper()
+	within(h.t, "captured", func() error {
+		if status := h.gateway("capture", "status"); !strings.Contains(status, "open: new flows are captured") {
+			return errors.New(status)
+		}
+		return nil
+	})
 }
 
 func (h *host) tryGateway(args ...string) (stdout, stderr string, err error) {
