@@ -130,26 +130,30 @@ type pair struct {
 }
 
 // pair starts gateways of a program, and has the app's host captured.
-func (s *site) pair(program string) (*pair, error) {
-	p := &pair{s: s}
-	var err error
+func (s *site) pair(program string) (p *pair, err error) {
+	p = &pair{s: s}
+	defer func() {
+		if err != nil {
+			p.stop()
+		}
+	}()
 	gateway := func(host, who string, more ...string) (*process, error) {
 		return s.start(host, program, append([]string{"run", "--state", s.path("state-" + who), "--log-level", "warn",
 			"--cert", s.path(who + ".pem"), "--key", s.path(who + ".key"), "--roots", s.path("roots.pem")}, more...)...)
 	}
 	if p.exit, err = gateway(s.far, "exit", "--hbone", farAddr+":15008", "--egress", farAddr); err != nil {
-		return nil, err
+		return p, err
 	}
 	if p.entry, err = gateway(s.app, "entry", "--capture", "--via", farAddr+":15008", "--forward", forwardTCP+"="+serverTCP,
 		"--forward", "udp:"+forwardUDP+"="+serverUDP); err != nil {
-		return nil, err
+		return p, err
 	}
 	install := exec.Command("ip", "netns", "exec", s.app, s.gateway, "capture", "install", "--ports", "9000", "--fail", "closed")
 	if out, err := install.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("capture install: %w: %s", err, out)
+		return p, fmt.Errorf("capture install: %w: %s", err, out)
 	}
 	if p.client, err = s.start(s.app, s.self, "-role", "client"); err != nil {
-		return nil, err
+		return p, err
 	}
 	for range 100 { // until both listen
 		if err = p.ask(context.Background(), nil, "down", serverTCP, 1); err == nil {
@@ -157,8 +161,7 @@ func (s *site) pair(program string) (*pair, error) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	p.stop()
-	return nil, fmt.Errorf("the pair does not serve: %w", err)
+	return p, fmt.Errorf("the pair does not serve: %w", err)
 }
 
 func (p *pair) stop() {
