@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -170,6 +171,30 @@ func TestExamplesAreRight(t *testing.T) {
 				t.Errorf("no line begins with listeners: (%v)", err)
 			}
 		})
+	}
+}
+
+// The commands of the units are ones that there are.
+func TestUnitsAreRight(t *testing.T) {
+	files, err := filepath.Glob("../../deploy/systemd/*.service")
+	if err != nil || len(files) < 2 {
+		t.Fatalf("units = %v, %v, want two at least", files, err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		commands := regexp.MustCompile(`(?m)^Exec(?:Start|Stop)=/usr/local/bin/gateway (.*)$`).FindAllStringSubmatch(string(text), -1)
+		if len(commands) == 0 {
+			t.Errorf("%s starts nothing", file)
+		}
+		for _, c := range commands {
+			var out tunneltest.Log
+			if code := execute(t.Context(), append(strings.Fields(c[1]), "--help"), &out, &out); code != 0 {
+				t.Errorf("%s: gateway %s = %d: %s", file, c[1], code, out.String())
+			}
+		}
 	}
 }
 

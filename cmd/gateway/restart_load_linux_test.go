@@ -58,7 +58,7 @@ func TestRestartUnderLoad(t *testing.T) {
 			case now := <-tick.C:
 				for due := int64(now.Sub(start).Seconds() * float64(load.rate)); opened.Load() < due; opened.Add(1) {
 					running.Go(func() { // ends with the flow, within patience; Wait below
-						if err := exchange(entry.addr); err != nil && failed.Add(1) < 10 {
+						if err := exchangeAt(entry.addr); err != nil && failed.Add(1) < 10 {
 							t.Errorf("new flow at %s: %v", time.Now().Format(time.StampMilli), err)
 						}
 					})

@@ -28,10 +28,63 @@ const (
 	soakLines     = 13               // of the log: how memory went
 )
 
+// soak is a pair of gateways, and how apps use it.
+type soak struct {
+	pair
+	stand func() (net.Conn, error) // opens a flow that is to stand by
+	use   func() error             // opens, uses and closes one
+}
+
 // TestSoak opens, uses and closes flows at a steady rate beside idle ones: no flow fails, and when all are
 // gone the gateways have the goroutines and files of before. With SOAK it runs for HOURS (default 1), and
 // memory must not grow.
 func TestSoak(t *testing.T) {
+	m := newMesh(t)
+	exit := m.gateway(t, "server", "--hbone", "$ADDR", "--log-level", "warn")
+	entry := m.gateway(t, "client", "--forward", "$ADDR="+serve(t, echo), "--via", exit.addr, "--log-level", "warn")
+	stand := func() (net.Conn, error) { return net.Dial("tcp", entry.addr) }
+	soak{pair: pair{entry, exit}, stand: stand, use: func() error { return exchangeAt(entry.addr) }}.run(t)
+}
+
+// TestNetnsSoak is TestSoak with flows that are captured, of which one in ten is of datagrams.
+func TestNetnsSoak(t *testing.T) {
+	h := newHosts(t)
+	h.far.echoUDP(far4)
+	exit := h.gatewayOn(t, h.mid, "server", append(outOf, "--log-level", "warn")...)
+	config := h.write(t, "gw.yaml", []byte(`
+identity: {cert: client.pem, key: client.key, roots: root.pem}
+listeners:
+- {name: out, kind: tproxy, address: "localhost:15001"}
+routes:
+- {listeners: [out], destinations: ["10.2.0.0/24"], via: ["`+midHop+`"]}
+timeouts: {udpIdle: 2s}
+log: {level: warn}
+`))
+	entry := h.gatewayOn(t, h.app, "", "-c", config)
+	h.app.gateway("capture", "install", "--ports", "7", "--udp-ports", "7", "--no-dns")
+	h.app.captured()
+	stand := func() (net.Conn, error) {
+		got, nc, err := h.app.from(far4)
+		if err == nil && got != outAddr {
+			err = fmt.Errorf("the flow comes from %s, want %s", got, outAddr)
+		}
+		return nc, err
+	}
+	var n atomic.Int64
+	soak{pair: pair{entry, exit}, stand: stand, use: func() error {
+		if n.Add(1)%10 == 0 {
+			return h.app.arrivesUDP(far4, outAddr)
+		}
+		nc, err := h.app.dial(t.Context(), "tcp", far4)
+		if err != nil {
+			return err
+		}
+		return exchange(nc, outAddr+"\n")
+	}}.run(t)
+}
+
+func (p soak) run(t *testing.T) {
+	t.Helper()
 	idle, duration := soakIdleShort, soakShort
 	if os.Getenv("SOAK") != "" {
 		hours, err := strconv.ParseFloat(os.Getenv("HOURS"), 64)
@@ -40,17 +93,19 @@ func TestSoak(t *testing.T) {
 		}
 		idle, duration = soakIdle, time.Duration(hours*float64(time.Hour))
 	}
-	m := newMesh(t)
-	exit := m.gateway(t, "server", "--hbone", "$ADDR", "--log-level", "warn")
-	entry := m.gateway(t, "client", "--forward", "$ADDR="+serve(t, echo), "--via", exit.addr, "--log-level", "warn")
-	p := pair{entry: entry, exit: exit}
-	roundTrip(t, p.entry.addr)
+	if err := p.use(); err != nil {
+		t.Fatal(err)
+	}
 	p.idle(t)
 	before := p.sample(t)
 
 	standing := make([]net.Conn, idle)
 	for i := range standing {
-		standing[i] = dial(t, p.entry.addr)
+		var err error
+		if standing[i], err = p.stand(); err != nil {
+			t.Fatal(err)
+		}
+		defer standing[i].Close()
 		echoes(t, standing[i], "i")
 	}
 	samples := p.churn(t, duration)
@@ -147,8 +202,8 @@ func (p pair) sample(t *testing.T) (list [2]soakSample) {
 	return list
 }
 
-// churn opens soakRate flows each second for so long, and samples both gateways meanwhile.
-func (p pair) churn(t *testing.T, duration time.Duration) (samples [2][]soakSample) {
+// churn uses soakRate flows each second for so long, and samples both gateways meanwhile.
+func (p soak) churn(t *testing.T, duration time.Duration) (samples [2][]soakSample) {
 	t.Helper()
 	var flows sync.WaitGroup
 	var failed atomic.Int64
@@ -161,7 +216,7 @@ func (p pair) churn(t *testing.T, duration time.Duration) (samples [2][]soakSamp
 			break
 		}
 		flows.Go(func() { // ends with the flow, within patience
-			if err := exchange(p.entry.addr); err != nil && failed.Add(1) < 10 {
+			if err := p.use(); err != nil && failed.Add(1) < 10 {
 				t.Errorf("after %s: %v", time.Since(start), err)
 			}
 		})
@@ -176,12 +231,18 @@ func (p pair) churn(t *testing.T, duration time.Duration) (samples [2][]soakSamp
 	return samples
 }
 
-// exchange is a flow in which both ends say something and end their side.
-func exchange(addr string) error {
+// exchangeAt is exchange of a new connection.
+func exchangeAt(addr string) error {
 	nc, err := net.Dial("tcp", addr)
 	if err != nil {
 		return err
 	}
+	return exchange(nc, "")
+}
+
+// exchange is a flow in which both ends say something and end their side: the server greeting first, and then what it was
+// told.
+func exchange(nc net.Conn, greeting string) error {
 	defer nc.Close()
 	_ = nc.SetDeadline(time.Now().Add(patience))
 	text := strings.Repeat("soak ", 200)
@@ -192,8 +253,8 @@ func exchange(addr string) error {
 		return err
 	}
 	got, err := io.ReadAll(nc)
-	if err == nil && string(got) != text {
-		err = fmt.Errorf("%d bytes came back, want %d", len(got), len(text))
+	if err == nil && string(got) != greeting+text {
+		err = fmt.Errorf("%d bytes came back, want %d", len(got), len(greeting)+len(text))
 	}
 	return err
 }
