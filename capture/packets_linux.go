@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -154,6 +155,9 @@ func (s *packetServer) begin(d datagram) error {
 	nc, err := s.dial(d.packetFlow)
 	if err != nil {
 		s.table.leave(d.packetFlow)
+		if s.transparent && errors.Is(err, unix.EADDRINUSE) {
+			err = fmt.Errorf("%w: a program of this host has port %d for itself, so that nobody can answer from there; leave the port out of --udp-ports, or the program alone with --exclude-uid", err, d.to.Port())
+		}
 		return err
 	}
 	first := append([][]byte{d.payload}, s.following(d.packetFlow, nc)...)

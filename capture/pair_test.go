@@ -2,7 +2,6 @@ package capture
 
 import (
 	"bytes"
-	"errors"
 	"io"
 	"testing"
 	"time"
@@ -39,7 +38,7 @@ func TestPairOfPackets(t *testing.T) {
 		}
 	}
 	a.Close()
-	if _, err := b.Read(make([]byte, 9)); !errors.Is(err, io.EOF) {
+	if _, err := b.Read(make([]byte, 9)); err != io.EOF {
 		t.Errorf("Read = %v, want the end", err)
 	}
 }

@@ -3,6 +3,8 @@
 package capture
 
 import (
+	"errors"
+	"io"
 	"net"
 	"os"
 	"syscall"
@@ -53,7 +55,10 @@ type packetPairEnd struct{ *net.UnixConn }
 
 func (e *packetPairEnd) Read(p []byte) (int, error) {
 	n, _, flags, _, err := e.ReadMsgUnix(p, nil)
-	if n > 0 && flags&syscall.MSG_TRUNC == 0 {
+	switch {
+	case errors.Is(err, io.EOF):
+		return 0, io.EOF // as Read has it
+	case n > 0 && flags&syscall.MSG_TRUNC == 0:
 		n--
 	}
 	return n, err

@@ -2,6 +2,9 @@ package rules
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,10 +18,11 @@ const (
 	aliveFor = 5 * time.Second
 )
 
-// Served is a port on which a gateway takes captured flows.
+// Served is a port on which a gateway takes captured flows, and the Mode of the rules that it can take them from.
 type Served struct {
 	Port     uint16
 	TCP, UDP bool
+	Mode     string
 }
 
 // Alive tells the rules of this host that a gateway serves. Not for concurrent use.
@@ -30,7 +34,8 @@ type Alive struct {
 func NewAlive(h Host) *Alive { return &Alive{host: h.withDefaults()} }
 
 // Refresh says that the ports are served for some seconds more. Where no rules are installed, or none with Fail open,
-// it does nothing. It takes the capability CAP_NET_ADMIN.
+// it does nothing. Ports of another Mode than the rules' are not served, which is an error. It takes the capability
+// CAP_NET_ADMIN.
 func (a *Alive) Refresh(ports []Served) error { return a.set(ports, true) }
 
 // Withdraw says that the ports are served no more, so that new flows pass by at once.
@@ -46,20 +51,32 @@ func (a *Alive) set(ports []Served, on bool) error {
 		return err
 	}
 	var known []Served
+	var wrong error
 	for _, s := range ports {
-		for _, port := range k.gates() {
-			if s.Port == port {
-				known = append(known, s)
-			}
+		switch {
+		case !slices.Contains(k.gates(), s.Port):
+		case s.Mode != k.Mode && !on:
+		case s.Mode != k.Mode:
+			wrong = fmt.Errorf("the rules lead flows to port %d by %s, and the gateway takes those of %s there; give `gateway capture install --mode %[3]s`, or run the gateway with --%s", s.Port, k.Mode, s.Mode, flagOf(k.Mode))
+		default:
+			known = append(known, s)
 		}
 	}
 	if len(known) == 0 {
-		return nil
+		return wrong
 	}
 	if k.Backend == BackendNFT {
-		return setElements(known, on)
+		return errors.Join(wrong, setElements(known, on))
 	}
-	return a.setIPSets(known, r.IPv6, on)
+	return errors.Join(wrong, a.setIPSets(known, r.IPv6, on))
+}
+
+// flagOf is the flag of `gateway run` for flows that come by a Mode.
+func flagOf(mode string) string {
+	if mode == ModeRedirect {
+		return "redirect"
+	}
+	return "capture"
 }
 
 // setIPSets is for iptables, whose sets know no protocols.

@@ -80,7 +80,8 @@ type Config struct {
 	// Exclude are destination addresses and ranges that are left alone. Loopback, link-local, multicast, broadcast and
 	// this host's own addresses always are.
 	Exclude []string
-	// ExcludePorts are destination ports that are left alone, of TCP and UDP.
+	// ExcludePorts are destination ports that are left alone, of TCP and UDP. The port of HBONE, 15008, always is: what goes
+	// there is a tunnel already, as of `gateway connect`.
 	ExcludePorts []string
 	// ExcludeUIDs and ExcludeGIDs are users and groups whose flows are left alone, by number.
 	ExcludeUIDs, ExcludeGIDs []uint32
@@ -91,6 +92,9 @@ type Config struct {
 	// Port, InboundPort and DNSPort are where the gateway listens. Defaults: 15001, 15006, 15053.
 	Port, InboundPort, DNSPort uint16
 }
+
+// meshPort is the port of HBONE.
+const meshPort = 15008
 
 // withDefaults returns c with its defaults. nft tells whether that command is there.
 func (c Config) withDefaults(nft bool) Config {
@@ -222,6 +226,11 @@ func parsePorts(list []string) ([]portRange, error) {
 		}
 		ranges = append(ranges, portRange{a, b})
 	}
+	return mergePorts(ranges), nil
+}
+
+// mergePorts sorts ranges and joins those that touch.
+func mergePorts(ranges []portRange) []portRange {
 	slices.SortFunc(ranges, func(a, b portRange) int { return cmp.Compare(a.first, b.first) })
 	merged := ranges[:0]
 	for _, r := range ranges {
@@ -231,7 +240,7 @@ func parsePorts(list []string) ([]portRange, error) {
 		}
 		merged = append(merged, r)
 	}
-	return merged, nil
+	return merged
 }
 
 func parsePort(s string) (uint16, bool) {
@@ -289,6 +298,7 @@ func (c Config) compile(ipv6 bool) (*compiled, error) {
 	k.udpPorts, _ = parsePorts(c.UDPPorts)
 	k.inbound, _ = parsePorts(c.Inbound)
 	k.excludePorts, _ = parsePorts(c.ExcludePorts)
+	k.excludePorts = mergePorts(append(k.excludePorts, portRange{meshPort, meshPort}))
 	prefixes, _ := parsePrefixes(append(slices.Clone(always), c.Exclude...))
 	for _, p := range prefixes {
 		if p.Addr().Is4() {

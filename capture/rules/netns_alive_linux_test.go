@@ -6,17 +6,20 @@ import (
 	"testing"
 )
 
-// all are the ports of a gateway.
-var all = []Served{{Port: 15001, TCP: true, UDP: true}, {Port: 15053, TCP: true, UDP: true}, {Port: 4242, TCP: true}} // immutable
+// allOf are the ports of a gateway that takes flows by a mode.
+func allOf(c Config) []Served {
+	mode := c.withDefaults(true).Mode
+	return []Served{{Port: 15001, TCP: true, UDP: true, Mode: mode}, {Port: 15053, TCP: true, UDP: true, Mode: mode}, {Port: 4242, TCP: true, Mode: mode}}
+}
 
 func TestNetnsAlive(t *testing.T) {
 	for _, c := range ways {
 		t.Run(nameOf(c), func(t *testing.T) {
 			isolated(t, func() {
-				h := Host{Dir: t.TempDir()}
+				h, all := Host{Dir: t.TempDir()}, allOf(c)
 				before := everything(t)
 				a := NewAlive(h)
-				quiet(t, a, before) // there are no rules
+				quiet(t, a, all, before) // there are no rules
 				install(t, c, h)
 				wantServing(t, h, nil)
 				for range 2 { // again prolongs
@@ -42,11 +45,11 @@ func TestNetnsAlive(t *testing.T) {
 					wantServing(t, h, nil)
 				}
 				remove(t, h, before)
-				quiet(t, a, before)
+				quiet(t, a, all, before)
 
 				c.Fail = FailClosed
 				install(t, c, h)
-				quiet(t, a, everything(t))
+				quiet(t, a, all, everything(t))
 				remove(t, h, before)
 			})
 		})
@@ -54,7 +57,7 @@ func TestNetnsAlive(t *testing.T) {
 }
 
 // quiet checks that a does nothing.
-func quiet(t *testing.T, a *Alive, before string) {
+func quiet(t *testing.T, a *Alive, all []Served, before string) {
 	t.Helper()
 	if err := a.Refresh(all); err != nil {
 		t.Errorf("Refresh = %v, want nil", err)
@@ -97,7 +100,7 @@ func TestNetnsAliveOfOneProtocol(t *testing.T) {
 	isolated(t, func() {
 		h := Host{Dir: t.TempDir()}
 		install(t, ways[0], h)
-		if err := NewAlive(h).Refresh([]Served{{Port: 15001, TCP: true}}); err != nil {
+		if err := NewAlive(h).Refresh([]Served{{Port: 15001, TCP: true, Mode: ModeTProxy}}); err != nil {
 			t.Fatal(err)
 		}
 		if text := system(t, "nft", "list", "set", "inet", tableName, gateSet(15001)); !strings.Contains(text, "tcp") || strings.Contains(text, "udp") {
@@ -105,6 +108,29 @@ func TestNetnsAliveOfOneProtocol(t *testing.T) {
 		}
 		wantServing(t, h, []uint16{15001})
 	})
+}
+
+// A gateway that takes flows by another mode does not serve, and is told what would.
+func TestNetnsAliveOfAnotherMode(t *testing.T) {
+	for _, c := range ways {
+		t.Run(nameOf(c), func(t *testing.T) {
+			isolated(t, func() {
+				h, other := Host{Dir: t.TempDir()}, Config{Mode: ModeRedirect}
+				if c.Mode == ModeRedirect {
+					other.Mode = ModeTProxy
+				}
+				install(t, c, h)
+				a := NewAlive(h)
+				if err := a.Refresh(allOf(other)); err == nil || !strings.Contains(err.Error(), "--mode "+other.Mode) {
+					t.Errorf("Refresh = %v, want the mode to give", err)
+				}
+				wantServing(t, h, nil)
+				if err := a.Withdraw(allOf(other)); err != nil {
+					t.Errorf("Withdraw = %v, want nil", err)
+				}
+			})
+		})
+	}
 }
 
 // The rules are taken out by somebody else: whoever refreshes does not complain, and Look tells.
@@ -119,7 +145,7 @@ func TestNetnsAliveWithoutItsSets(t *testing.T) {
 					system(t, "ipset", "destroy")
 				}
 				a := NewAlive(h)
-				quiet(t, a, everything(t))
+				quiet(t, a, allOf(c), everything(t))
 				if s, err := Look(t.Context(), h); err != nil || !s.Installed || len(s.Missing) == 0 || s.Serves() {
 					t.Errorf("Look = %+v, %v, want it to name what is missing", s, err)
 				}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -67,6 +68,7 @@ Called again it replaces what is there, in one step.`,
 			if err := rules.Install(cmd.Context(), cfg, rules.Host{}); err != nil {
 				return ruleFaults(err)
 			}
+			awaitServed(cmd.Context())
 			return captureStatus(cmd.Context(), cmd.OutOrStdout())
 		},
 	}
@@ -83,7 +85,7 @@ func captureRemoveCommand() *cobra.Command {
 			if err := rules.Remove(cmd.Context(), rules.Host{}); err != nil {
 				return failed(err)
 			}
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "nothing is captured")
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "nothing is captured any more: every rule is as it was before")
 			return err
 		},
 	}
@@ -219,6 +221,21 @@ func ruleFaults(err error) error {
 	return f.err()
 }
 
+// awaitServed gives a gateway that runs the time to say so. Whether one does is told by the status.
+func awaitServed(ctx context.Context) {
+	for end := time.Now().Add(rules.AliveInterval + rules.AliveInterval/2); time.Now().Before(end); {
+		s, err := rules.Look(ctx, rules.Host{})
+		if err != nil || s.Config.Fail != rules.FailOpen || s.Serves() {
+			return // the status tells
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // captureStatus prints what is installed.
 func captureStatus(ctx context.Context, w io.Writer) error {
 	s, err := rules.Look(ctx, rules.Host{})
@@ -270,13 +287,13 @@ func describeCapture(s *rules.Status) string {
 	}
 	switch {
 	case c.Fail == rules.FailClosed:
-		line("fail", "closed: new flows get nowhere while no gateway runs")
+		line("fail", "closed: new flows get nowhere unless a gateway runs, such as `%s`", runFor(c))
 	case s.Serves():
 		line("fail", "open: new flows are captured, as a gateway runs")
 	case len(s.Serving) > 0:
 		line("fail", "open: a gateway serves port %s only, and other flows pass by", strings.Trim(fmt.Sprint(s.Serving), "[]"))
 	default:
-		line("fail", "open: no gateway runs, so new flows pass by; start one with `gateway run --capture`")
+		line("fail", "open: no gateway runs, so new flows pass by; start one with `%s`", runFor(c))
 	}
 	if c.Backend == rules.BackendNFT {
 		line("flows", "%d since it was installed", s.Flows)
@@ -285,6 +302,24 @@ func describeCapture(s *rules.Status) string {
 		line("missing", "somebody has undone `%s`; `gateway capture install` does it again", m)
 	}
 	return b.String()
+}
+
+// runFor is the gateway that takes what is captured.
+func runFor(c *rules.Config) string {
+	run := "gateway run"
+	if !c.NoOutbound || len(c.Forward) > 0 {
+		run += " --capture"
+		if c.Mode == rules.ModeRedirect {
+			run = "gateway run --redirect"
+		}
+		if c.Port != rules.DefaultPort {
+			run += fmt.Sprintf("=localhost:%d", c.Port)
+		}
+	}
+	if len(c.Inbound) > 0 {
+		run += " --inbound strict"
+	}
+	return run
 }
 
 // leftAlone are the exclusions that the user has made.
@@ -321,8 +356,12 @@ func newHeartbeat(b *parts) *heartbeat {
 		if l.Kind != tunnel.KindTProxy && l.Kind != tunnel.KindRedirect && l.Kind != tunnel.KindDNS {
 			continue
 		}
+		mode := rules.ModeTProxy
+		if l.Kind == tunnel.KindRedirect || l.Kind == tunnel.KindDNS && !l.Captured {
+			mode = rules.ModeRedirect
+		}
 		if at, ok := b.tunnel.Addr(l.Name).(*net.TCPAddr); ok {
-			h.ports = append(h.ports, rules.Served{Port: uint16(at.Port), TCP: true, UDP: l.Kind != tunnel.KindRedirect})
+			h.ports = append(h.ports, rules.Served{Port: uint16(at.Port), TCP: true, UDP: l.Kind != tunnel.KindRedirect, Mode: mode})
 		}
 	}
 	if len(h.ports) == 0 {

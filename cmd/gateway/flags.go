@@ -74,10 +74,10 @@ func (r *runFlags) addRun(fs *pflag.FlagSet) {
 	fs.StringVar(&r.proxyUsers, "proxy-users", "", "`FILE` with name:password lines that users of --socks and --http-proxy must show")
 	fs.BoolVar(&r.openProxy, "open-proxy", false, "let --socks and --http-proxy without users listen off loopback: whoever reaches them uses this gateway's identity")
 	fs.StringArrayVar(&r.forward, "forward", nil, "send every connection to LISTEN on to DEST, as `LISTEN=DEST`, such as 127.0.0.1:5432=db.internal:5432; udp:HOST:PORT for datagrams, unix:/PATH for sockets, HOST:FROM-TO for ranges (repeatable)")
-	fs.StringVar(&r.capture, "capture", "", "take flows that `gateway capture install` leads here, with TPROXY, on `ADDR`")
-	fs.StringVar(&r.redirect, "redirect", "", "take flows that `gateway capture install --mode redirect` leads here, on `ADDR`")
-	fs.StringVar(&r.inbound, "inbound", "", "take plain flows to this host that `gateway capture install --inbound PORTS` leads here: `strict` refuses them, permissive lets them in")
-	fs.StringVar(&r.dns, "dns", "", "answer questions for names on `ADDR`; there with --capture and --redirect, on "+dnsAddress)
+	fs.StringVar(&r.capture, "capture", "", "take flows that 'gateway capture install' leads here, with TPROXY; elsewhere with --capture=`ADDR`")
+	fs.StringVar(&r.redirect, "redirect", "", "take flows that 'gateway capture install --mode redirect' leads here; elsewhere with --redirect=`ADDR`")
+	fs.StringVar(&r.inbound, "inbound", "", "take plain flows to this host that 'gateway capture install --inbound PORTS' leads here: `MODE` strict refuses them, permissive lets them in")
+	fs.StringVar(&r.dns, "dns", "", "answer questions for names, on --dns=`ADDR`; there with --capture and --redirect, on "+dnsAddress)
 	fs.StringSliceVar(&r.meshNames, "mesh-names", nil, "`NAME[,NAME]` that only the mesh knows, such as *.mesh: they get virtual addresses, and flows to these go to the names")
 	for flag, address := range map[string]string{"capture": captureAddress, "redirect": captureAddress, "dns": dnsAddress} {
 		fs.Lookup(flag).NoOptDefVal = address
@@ -216,7 +216,11 @@ func (r *runFlags) paths(cfg *Config, p *places, f *faults) {
 		if r.inbound != inboundStrict && r.inbound != inboundPermissive {
 			f.list = append(f.list, fault{flag: "--inbound", what: fmt.Sprintf("%q is none; it should be %s or %s", r.inbound, inboundStrict, inboundPermissive)})
 		}
-		add("--inbound", tunnel.ListenerConfig{Name: "inbound", Kind: tunnel.KindTProxy, Address: inboundAddress, Strict: r.inbound == inboundStrict})
+		kind := tunnel.KindTProxy
+		if r.changed("redirect") {
+			kind = tunnel.KindRedirect
+		}
+		add("--inbound", tunnel.ListenerConfig{Name: "inbound", Kind: kind, Address: inboundAddress, Strict: r.inbound == inboundStrict})
 		p.flags[fmt.Sprintf("routes[%d]", len(cfg.Routes))] = "--inbound"
 		cfg.Routes = append(cfg.Routes, tunnel.RouteConfig{Listeners: []string{"inbound"}, Destinations: []string{destLocal}, From: "any"})
 	}
