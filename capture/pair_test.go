@@ -2,7 +2,9 @@ package capture
 
 import (
 	"bytes"
+	"errors"
 	"io"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -37,8 +39,32 @@ func TestPairOfPackets(t *testing.T) {
 			t.Errorf("Read of %d bytes = %q, %v", room, buf[:n], err)
 		}
 	}
+	if n, err := b.Read(nil); n != 0 || err != nil {
+		t.Errorf("Read of nothing = %d, %v", n, err)
+	}
 	a.Close()
 	if _, err := b.Read(make([]byte, 9)); err != io.EOF {
 		t.Errorf("Read = %v, want the end", err)
+	}
+}
+
+// TryWrite of a pair does not wait for who does not read.
+func TestPairOfPacketsTriesToWrite(t *testing.T) {
+	a, b, err := Pair(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	defer b.Close()
+	try := a.(interface{ TryWrite([]byte) error })
+	for n := 0; ; n++ {
+		err := try.TryWrite(make([]byte, 1000))
+		if err == nil && n < 100_000 {
+			continue
+		}
+		if n == 0 || !errors.Is(err, syscall.EAGAIN) {
+			t.Errorf("TryWrite %d = %v, want EAGAIN some time", n, err)
+		}
+		return
 	}
 }

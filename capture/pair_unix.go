@@ -35,7 +35,7 @@ func Pair(packets bool) (a, b net.Conn, err error) {
 			err = err2
 		}
 		if unixEnd, ok := end.(*net.UnixConn); ok && packets {
-			end = &packetPairEnd{unixEnd}
+			end = &packetPairEnd{Conn: unixEnd, socket: unixEnd}
 		}
 		ends[i] = end
 	}
@@ -51,10 +51,16 @@ func Pair(packets bool) (a, b net.Conn, err error) {
 }
 
 // packetPairEnd is an end of a pair for datagrams. A byte follows each payload, as a message of none is the end.
-type packetPairEnd struct{ *net.UnixConn }
+type packetPairEnd struct {
+	net.Conn
+	socket *net.UnixConn // the same
+}
 
 func (e *packetPairEnd) Read(p []byte) (int, error) {
-	n, _, flags, _, err := e.ReadMsgUnix(p, nil)
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n, _, flags, _, err := e.socket.ReadMsgUnix(p, nil)
 	switch {
 	case errors.Is(err, io.EOF):
 		return 0, io.EOF // as Read has it
@@ -65,6 +71,25 @@ func (e *packetPairEnd) Read(p []byte) (int, error) {
 }
 
 func (e *packetPairEnd) Write(p []byte) (int, error) {
-	n, err := e.UnixConn.Write(append(p[:len(p):len(p)], 0))
+	n, err := e.socket.Write(append(p[:len(p):len(p)], 0))
 	return max(n-1, 0), err
 }
+
+// TryWrite is Write that does not wait: where there is no room the error is syscall.EAGAIN.
+func (e *packetPairEnd) TryWrite(p []byte) error {
+	raw, err := e.socket.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var werr error
+	if err := raw.Write(func(fd uintptr) bool {
+		werr = syscall.Sendto(int(fd), append(p[:len(p):len(p)], 0), syscall.MSG_DONTWAIT|syscall.MSG_NOSIGNAL, nil)
+		return true
+	}); err != nil {
+		return err
+	}
+	return werr
+}
+
+// SyscallConn returns the socket itself, for waiting.
+func (e *packetPairEnd) SyscallConn() (syscall.RawConn, error) { return e.socket.SyscallConn() }

@@ -182,7 +182,7 @@ type captured struct{ c *capture.Conn }
 // Accept tells the app that its connection stands.
 func (a *captured) Accept(f *Flow) (Conn, []byte, error) {
 	if a.c.Packets {
-		return f.g.packetsOf(a.c), nil, nil
+		return f.g.packetsOf(f, a.c), nil, nil
 	}
 	if err := a.c.Accepted(); err != nil {
 		_ = a.c.Close() // the app is gone

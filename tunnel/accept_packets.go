@@ -19,6 +19,8 @@ const (
 	maxPacketFlows = 16 << 10
 	// packetShare is the part of them, one in so many, that a source other than this host may have.
 	packetShare = 4
+	// hostNetwork is the length of the IPv6 networks that count as one source.
+	hostNetwork = 64
 	// refusedSilence is how long what follows a refused flow's first datagram is thrown away before it may be a new flow:
 	// who is refused tries again, and each try would be a decision and a line in the log.
 	refusedSilence = time.Second
@@ -58,6 +60,10 @@ func (l *listener) catchPackets(c *capture.Conn, err error) {
 	}
 	source := addrPort(c.RemoteAddr()).Addr()
 	foreign := !l.g.host.isHost(source)
+	if source.Is6() { // a host has all of its network
+		network, _ := source.Prefix(hostNetwork) // it is long enough
+		source = network.Addr()
+	}
 	switch {
 	case l.open.Load() >= most:
 		_ = c.Close()
@@ -130,8 +136,8 @@ func (l *listener) lostPackets(conf *listenerConf, reason string, err error) {
 }
 
 // packetsOf makes the end of a flow of a captured socket.
-func (g *Gateway) packetsOf(c *capture.Conn) Conn {
-	return &packetEnd{datagram.New(c.Conn, c.TakeFirst(), &g.longCapsules)}
+func (g *Gateway) packetsOf(f *Flow, c *capture.Conn) Conn {
+	return &packetEnd{datagram.New(c.Conn, c.TakeFirst(), g.longCapsules.For(f.fromOpened()))}
 }
 
 // refusePackets ends a flow of datagrams that is not to be. There is nobody to be told.

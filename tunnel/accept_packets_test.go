@@ -102,6 +102,18 @@ func TestSourceHasItsShare(t *testing.T) {
 	}
 }
 
+// A host of IPv6 has a whole network, and the share of one source.
+func TestIPv6SourceIsItsNetwork(t *testing.T) {
+	_, l, to := packetListener(t, 16, true)
+	for i := range 10 {
+		sendFrom(t, l, to, fmt.Sprintf("[2001:db8::%x]:1000", 1+i))
+	}
+	sendFrom(t, l, to, "[2001:db8:0:1::1]:1000")
+	if n := l.open.Load(); n != 16/packetShare+1 {
+		t.Errorf("%d flows live, want %d", n, 16/packetShare+1)
+	}
+}
+
 // What a refused source goes on sending is thrown away for a while, but not by a gateway that is closed.
 func TestRefusedPacketsEndWithTheGateway(t *testing.T) {
 	g, l, to := packetListener(t, 16, false)

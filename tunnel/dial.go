@@ -26,7 +26,7 @@ func (g *Gateway) Dial(ctx context.Context, listener, network, address string) (
 	}
 	a := &dialled{end: newSocket(end), answer: make(chan error, 1), gone: ctx.Done()}
 	if packets {
-		a.end = &packetEnd{datagram.New(end, nil, &g.longCapsules)}
+		a.end = &packetEnd{datagram.New(end, nil, g.longCapsules.For(listener))}
 	}
 	go g.Carry(&Flow{Listener: listener, Way: WayOwn, UDP: packets, Peer: g.env.Self(), Target: t}, a) // ends with the flow, which Close ends and waits for
 	if err := <-a.answer; err != nil {

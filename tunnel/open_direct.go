@@ -74,7 +74,7 @@ func (g *Gateway) openDirect(ctx context.Context, f *Flow) (Conn, error) {
 		}
 	}
 	if f.UDP {
-		return &packetEnd{datagram.New(nc, nil, &g.longCapsules)}, nil
+		return &packetEnd{datagram.New(nc, nil, g.longCapsules.For(f.fromAccepted()))}, nil
 	}
 	return newSocket(nc), nil
 }

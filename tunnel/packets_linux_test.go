@@ -82,3 +82,35 @@ func TestReloadChangesAPacketListener(t *testing.T) {
 		}
 	}
 }
+
+// A flow of datagrams that this program has dialled ends well when it closes it.
+func TestDialledPacketsEndWell(t *testing.T) {
+	to := serveName(t, "one")
+	id := tunneltest.NewCA(t).Issue(t, "cluster.local", "default", "entry")
+	g, err := tunnel.New(&tunnel.Config{
+		Listeners: []tunnel.ListenerConfig{{Name: "plain", Kind: tunnel.KindForward, Network: "udp", Address: "127.0.0.1:0", To: to}},
+		Routes:    []tunnel.RouteConfig{{Destinations: []string{to}}},
+	}, tunnel.Env{Self: id.Self})
+	if err == nil {
+		err = g.Start(context.Background())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	nc, err := g.Dial(testContext(t), "plain", "udp", to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	for _, text := range []string{"who", ""} { // an empty datagram is one
+		if _, err := nc.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := nc.Read(buf); err != nil || string(buf[:n]) != "one" {
+			t.Fatalf("the answer to %q is %q, %v", text, buf[:n], err)
+		}
+	}
+	nc.Close()
+	waitUntil(t, "the record", func() bool { return g.Stats().Ended["ok"] == 1 })
+}

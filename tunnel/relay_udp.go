@@ -10,8 +10,10 @@ import (
 // minutes at least.
 const defaultUDPIdle = 2 * time.Minute
 
-// unansweredIdle ends one so early that has not carried datagrams both ways: whoever makes up source addresses, or looks
-// for open ports, does not hold what others need. Linux tracks connections so, too (nf_conntrack_udp_timeout).
+// unansweredIdle ends one so early that came from a socket and has not carried datagrams both ways: whoever makes up source
+// addresses, or looks for open ports, does not hold what others need. Linux tracks connections so, too
+// (nf_conntrack_udp_timeout). Peers have an identity, and "SHOULD NOT use a period lower than two minutes" (RFC 9298,
+// section 3.1) holds for them.
 const unansweredIdle = 30 * time.Second
 
 // packetEnd is an end of a flow of datagrams that is a socket. To the relay it is a stream of capsules like that on a
@@ -22,6 +24,22 @@ type packetEnd struct{ *datagram.Conn }
 // Reset closes the socket: there is nobody to be told.
 func (p *packetEnd) Reset(error) { _ = p.Close() }
 
+// fromAccepted is whose capsules come to the opened end, and fromOpened to the accepted one: of a peer or a source, and of
+// a hop.
+func (f *Flow) fromAccepted() string {
+	if f.Peer.IsZero() {
+		return f.Source.Addr().String()
+	}
+	return f.Peer.String()
+}
+
+func (f *Flow) fromOpened() string {
+	if f.via == nil || f.via.chain == nil {
+		return f.Target.String()
+	}
+	return f.via.chain.name
+}
+
 // expiryPatience is how long the end of a flow of datagrams may take: a peer that does not answer it, or that takes
 // nothing, must not keep the flow.
 const expiryPatience = 5 * time.Second
@@ -30,11 +48,11 @@ const expiryPatience = 5 * time.Second
 // know better when it is over.
 func (f *Flow) idleLimit() time.Duration {
 	if f.UDP {
-		if in, out, _, ok := f.packets(); ok {
-			limit := f.plan.timeouts.UDPIdle
-			if in == 0 || out == 0 {
-				limit = min(limit, unansweredIdle)
-			}
+		accepted, opened := f.packetEnds()
+		switch limit := f.plan.timeouts.UDPIdle; {
+		case accepted != nil && (accepted.Stats().Received.Load() == 0 || accepted.Stats().Sent.Load() == 0):
+			return min(limit, unansweredIdle)
+		case accepted != nil || opened != nil:
 			return limit
 		}
 	}

@@ -27,7 +27,7 @@ func idleUDPFlow(t *testing.T, at bool, carried [2]int64, limits TimeoutConfig) 
 		if err != nil {
 			t.Fatal(err)
 		}
-		end := &packetEnd{datagram.New(nc, nil, &g.longCapsules)}
+		end := &packetEnd{datagram.New(nc, nil, g.longCapsules.For("peer"))}
 		end.Stats().Received.Store(carried[0])
 		end.Stats().Sent.Store(carried[1])
 		accepted = end

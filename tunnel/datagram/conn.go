@@ -31,8 +31,8 @@ type Conn struct {
 	dec  decoder
 	list [][]byte // payloads of one write
 
-	room *Room       // shared; not changed
-	long atomic.Bool // it has been taken
+	share Share       // not changed
+	long  atomic.Bool // something was taken of it
 
 	stats Stats
 }
@@ -67,20 +67,21 @@ func (l *loss) add(payloads ...[]byte) {
 
 // New makes a Conn of nc, a connected socket whose Read and Write are a datagram each, such as a *net.UDPConn. first are
 // datagrams that were read from it before. It owns nc. A net.Conn that waits for datagrams without a buffer has a
-// method Await() error, which returns when Read would not wait.
+// method Await() error, which returns when Read would not wait; one that writes without waiting has TryWrite([]byte)
+// error, which returns syscall.EAGAIN where there is no room.
 //
-// room is shared by the Conns of a process.
-func New(nc net.Conn, first [][]byte, room *Room) *Conn {
-	return newConn(nc, ioOf(nc), first, room)
+// share is what who writes to the Conn may have of the gateway's Room.
+func New(nc net.Conn, first [][]byte, share Share) *Conn {
+	return newConn(nc, ioOf(nc), first, share)
 }
 
 // NewPlain is New without batches of system calls, for comparison.
-func NewPlain(nc net.Conn, first [][]byte, room *Room) *Conn {
-	return newConn(nc, &plainIO{nc: nc}, first, room)
+func NewPlain(nc net.Conn, first [][]byte, share Share) *Conn {
+	return newConn(nc, &plainIO{nc: nc}, first, share)
 }
 
-func newConn(nc net.Conn, io socketIO, first [][]byte, room *Room) *Conn {
-	c := &Conn{nc: nc, io: io, first: first, room: room}
+func newConn(nc net.Conn, io socketIO, first [][]byte, share Share) *Conn {
+	c := &Conn{nc: nc, io: io, first: first, share: share}
 	c.dec.room = c.takeLong
 	return c
 }
@@ -186,29 +187,58 @@ const maxList = 256
 const keptPart = 2 << 10
 
 // maxLongParts is of how many capsules that are longer the beginnings may be kept at once, by all Conns that share a Room:
-// 16 MiB.
-const maxLongParts = 256
+// 16 MiB. partsShare is the part of them, one in so many, that one owner may have.
+const (
+	maxLongParts = 256
+	partsShare   = 8
+)
 
 // Room bounds what the Conns that share it keep of long capsules whose end has not come: a peer can begin one on each
 // stream and never end it. Datagrams so long are rare, and UDP may lose them.
-type Room struct{ taken atomic.Int64 }
+type Room struct {
+	mu    sync.Mutex
+	taken int            // guarded by mu
+	by    map[string]int // by whom; guarded by mu
+}
 
-func (r *Room) take() bool {
-	if r.taken.Add(1) > maxLongParts {
-		r.taken.Add(-1)
+// Share is what one owner may have of a Room.
+type Share struct {
+	room  *Room
+	owner string
+}
+
+// For returns the share of an owner: the peer, or the hop, whose capsules are kept.
+func (r *Room) For(owner string) Share { return Share{room: r, owner: owner} }
+
+func (s Share) take() bool {
+	s.room.mu.Lock()
+	defer s.room.mu.Unlock()
+	if s.room.taken >= maxLongParts || s.room.by[s.owner] >= maxLongParts/partsShare {
 		return false
 	}
+	if s.room.by == nil {
+		s.room.by = make(map[string]int)
+	}
+	s.room.taken++
+	s.room.by[s.owner]++
 	return true
 }
 
-func (r *Room) leave() { r.taken.Add(-1) }
+func (s Share) leave() {
+	s.room.mu.Lock()
+	defer s.room.mu.Unlock()
+	s.room.taken--
+	if s.room.by[s.owner]--; s.room.by[s.owner] == 0 {
+		delete(s.room.by, s.owner)
+	}
+}
 
 // takeLong has the beginning of a long capsule kept, until dropLong, if there is room.
 func (c *Conn) takeLong() bool {
 	if c.long.Load() {
 		return true
 	}
-	if !c.room.take() {
+	if !c.share.take() {
 		return false
 	}
 	c.long.Store(true)
@@ -217,7 +247,7 @@ func (c *Conn) takeLong() bool {
 
 func (c *Conn) dropLong() {
 	if c.long.Load() && c.long.Swap(false) {
-		c.room.leave()
+		c.share.leave()
 	}
 }
 
@@ -382,9 +412,16 @@ func (s *plainIO) read(b *batch) error {
 	return err
 }
 
-func (s *plainIO) write(payloads [][]byte, _ bool) (n int, dropped loss, err error) {
+func (s *plainIO) write(payloads [][]byte, wait bool) (n int, dropped loss, err error) {
+	try, ok := s.nc.(interface{ TryWrite(p []byte) error })
 	for _, payload := range payloads {
-		if _, err := s.nc.Write(payload); err != nil {
+		var err error
+		if wait || !ok {
+			_, err = s.nc.Write(payload)
+		} else if err = try.TryWrite(payload); errors.Is(err, syscall.EAGAIN) {
+			return n, dropped, nil
+		}
+		if err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) || !passing(err) {
 				return n, dropped, err
 			}

@@ -42,7 +42,7 @@ func udpPair(t testing.TB) (a, b *net.UDPConn) {
 }
 
 // kinds are the ways to make a Conn.
-var kinds = map[string]func(net.Conn, [][]byte, *Room) *Conn{"batched": New, "plain": NewPlain}
+var kinds = map[string]func(net.Conn, [][]byte, Share) *Conn{"batched": New, "plain": NewPlain}
 
 // payloads are datagrams of all kinds of lengths.
 func payloads() (list [][]byte) {
@@ -69,7 +69,7 @@ func TestConn(t *testing.T) {
 				t.Run(fmt.Sprint(size), func(t *testing.T) {
 					app, accepted := udpPair(t)
 					opened, server := udpPair(t)
-					in, out := make(accepted, nil, new(Room)), make(opened, nil, new(Room))
+					in, out := make(accepted, nil, new(Room).For("peer")), make(opened, nil, new(Room).For("peer"))
 					done := goCopy(out, in, size)
 					want := payloads()
 					buf := make2(MaxPayload)
@@ -133,7 +133,7 @@ func goCopy(dst io.Writer, src *Conn, size int) <-chan error {
 // What was read before comes first.
 func TestFirst(t *testing.T) {
 	app, accepted := udpPair(t)
-	c := New(accepted, [][]byte{[]byte("one"), []byte("two")}, new(Room))
+	c := New(accepted, [][]byte{[]byte("one"), []byte("two")}, new(Room).For("peer"))
 	app.Write([]byte("three"))
 	var got []string
 	var d decoder
@@ -157,7 +157,7 @@ func TestNobodyThere(t *testing.T) {
 			a, b := udpPair(t)
 			at := b.LocalAddr().(*net.UDPAddr)
 			b.Close()
-			c := make(a, nil, new(Room))
+			c := make(a, nil, new(Room).For("peer"))
 			var stream []byte
 			for range 20 {
 				stream = append(stream, capsule("hello")...)
@@ -190,7 +190,7 @@ func TestNobodyThereHoldsNoBuffer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a, b := udpPair(t)
 			b.Close()
-			c := make(a, nil, new(Room))
+			c := make(a, nil, new(Room).For("peer"))
 			if _, err := a.Write([]byte("hello")); err != nil {
 				t.Fatal(err)
 			}
@@ -207,7 +207,7 @@ func TestNobodyThereHoldsNoBuffer(t *testing.T) {
 // A Conn that has written keeps neither what it was given nor the room that a long capsule took.
 func TestWriteHoldsNoBuffer(t *testing.T) {
 	a, _ := udpPair(t)
-	c := New(a, nil, new(Room))
+	c := New(a, nil, new(Room).For("peer"))
 	long := append(capsule(string(make2(60_000))), capsule("short")...)
 	for _, p := range [][]byte{long[:100], long[100:]} {
 		if _, err := c.Write(p); err != nil {
@@ -224,31 +224,38 @@ func TestWriteHoldsNoBuffer(t *testing.T) {
 	}
 }
 
-// Beginnings of long capsules are kept of so many Conns only; the datagrams of others are lost, and those that are short
+// Beginnings of long capsules are kept of so many Conns only, and of so many of one owner; the datagrams of others are lost, and those that are short
 // are not. Who has ended, or is closed, makes room.
 func TestLongParts(t *testing.T) {
 	long := capsule(string(make2(60_000)))
 	room := new(Room)
-	begin := func() *Conn {
-		c := newConn(&net.UDPConn{}, &slowIO{room: 1 << 20}, nil, room)
+	begin := func(owner string) *Conn {
+		c := newConn(&net.UDPConn{}, &slowIO{room: 1 << 20}, nil, room.For(owner))
 		if n, err := c.Write(long[:30_000]); n != 30_000 || err != nil {
 			t.Fatalf("Write = %d, %v", n, err)
 		}
 		return c
 	}
 	var list []*Conn
-	for range maxLongParts {
-		list = append(list, begin())
+	for i := range partsShare {
+		for range maxLongParts / partsShare {
+			list = append(list, begin(fmt.Sprint(i)))
+		}
+		if i == 0 { // who has all of its share leaves the others theirs
+			if greedy := begin("0"); greedy.long.Load() {
+				t.Error("an owner has more than its share")
+			}
+		}
 	}
 	defer func() {
 		for _, c := range list {
 			c.Close()
 		}
-		if n := room.taken.Load(); n != 0 {
-			t.Errorf("%d beginnings are kept of Conns that are closed, want none", n)
+		if room.taken != 0 || len(room.by) != 0 {
+			t.Errorf("%d beginnings are kept of Conns that are closed, by %v, want none", room.taken, room.by)
 		}
 	}()
-	late := begin()
+	late := begin("late")
 	if _, err := late.Write(append(long[30_000:len(long):len(long)], capsule("short")...)); err != nil {
 		t.Fatal(err)
 	}
@@ -259,7 +266,7 @@ func TestLongParts(t *testing.T) {
 		t.Errorf("who came in time has written %d datagrams, %v, want one", len(list[0].io.(*slowIO).got), err)
 	}
 	list[1].Close()
-	list = append(list, begin(), begin())
+	list = append(list, begin("0"), begin("0"))
 	for _, c := range list[len(list)-2:] {
 		if !c.long.Load() {
 			t.Error("no room is left by who has ended")
@@ -274,7 +281,7 @@ func TestEnd(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, b := udpPair(t)
-			c := New(b, nil, new(Room))
+			c := New(b, nil, new(Room).For("peer"))
 			time.AfterFunc(5*time.Millisecond, func() { end(c) })
 			if n, err := c.Read(make([]byte, 100)); n != 0 || err != io.EOF {
 				t.Errorf("Read = %d, %v, want io.EOF", n, err)
@@ -285,7 +292,7 @@ func TestEnd(t *testing.T) {
 		})
 	}
 	_, b := udpPair(t)
-	c := New(b, nil, new(Room))
+	c := New(b, nil, new(Room).For("peer"))
 	time.AfterFunc(5*time.Millisecond, func() { c.Close() })
 	if err := c.Await(); err != nil && !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Await = %v", err)
@@ -350,7 +357,7 @@ func BenchmarkCarry(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			app, accepted := udpPair(b)
 			opened, server := udpPair(b)
-			in, out := make(accepted, nil, new(Room)), make(opened, nil, new(Room))
+			in, out := make(accepted, nil, new(Room).For("peer")), make(opened, nil, new(Room).For("peer"))
 			for _, c := range []*net.UDPConn{app, accepted, opened, server} {
 				_ = c.SetDeadline(time.Time{})
 			}

@@ -27,7 +27,7 @@ func TestDroppedBytes(t *testing.T) {
 			if err := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1) }); err != nil {
 				t.Fatal(err)
 			}
-			c := make(nc, nil, new(Room))
+			c := make(nc, nil, new(Room).For("peer"))
 			defer c.Close()
 			if _, err := c.Write(append(capsule("short"), capsule(string(make2(MaxPayload)))...)); err != nil {
 				t.Fatal(err)
