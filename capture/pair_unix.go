@@ -83,7 +83,7 @@ func (e *packetPairEnd) TryWrite(p []byte) error {
 	}
 	var werr error
 	if err := raw.Write(func(fd uintptr) bool {
-		werr = syscall.Sendto(int(fd), append(p[:len(p):len(p)], 0), syscall.MSG_DONTWAIT|syscall.MSG_NOSIGNAL, nil)
+		werr = syscall.Sendto(int(fd), append(p[:len(p):len(p)], 0), syscall.MSG_DONTWAIT, nil)
 		return true
 	}); err != nil {
 		return err
