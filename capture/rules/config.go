@@ -135,13 +135,6 @@ func (c *Config) Validate() error {
 	choice("backend", c.Backend, BackendNFT, BackendIPTables)
 	choice("mode", c.Mode, ModeTProxy, ModeRedirect)
 	choice("fail", c.Fail, FailOpen, FailClosed)
-	d := c.withDefaults(true)
-	if d.DNSPort == d.Port {
-		note("dns-port", "%d is the port of other flows, too; the gateway needs one for each", d.DNSPort)
-	}
-	if d.InboundPort == d.Port || d.InboundPort == d.DNSPort {
-		note("inbound-port", "%d is the port of other flows, too; the gateway needs one for each", d.InboundPort)
-	}
 	for _, list := range []struct {
 		field string
 		ports []string

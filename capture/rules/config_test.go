@@ -27,7 +27,6 @@ func TestValidate(t *testing.T) {
 			ExcludeUIDs: []uint32{0}, ExcludeGIDs: []uint32{math.MaxUint32 - 1}, ExcludeCgroups: []string{"/system.slice/a@b.service/"},
 		}, nil},
 		{"choices", Config{Backend: "pf", Mode: "tun", Fail: "ajar"}, []string{"backend", "mode", "fail"}},
-		{"two listeners on a port", Config{Port: 15053, InboundPort: 15053}, []string{"dns-port", "inbound-port"}},
 		{"ports", Config{Ports: []string{"0"}, UDPPorts: []string{"x"}, Inbound: []string{"2-1"}, ExcludePorts: []string{""}}, []string{"ports", "udp-ports", "inbound", "exclude-ports"}},
 		{"too many ports", Config{Ports: many}, []string{"ports"}},
 		{"too many ranges", Config{Exclude: many}, []string{"exclude"}},

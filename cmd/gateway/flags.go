@@ -213,16 +213,7 @@ func (r *runFlags) paths(cfg *Config, p *places, f *faults) {
 		}
 	}
 	if r.changed("inbound") {
-		if r.inbound != inboundStrict && r.inbound != inboundPermissive {
-			f.list = append(f.list, fault{flag: "--inbound", what: fmt.Sprintf("%q is none; it should be %s or %s", r.inbound, inboundStrict, inboundPermissive)})
-		}
-		kind := tunnel.KindTProxy
-		if r.changed("redirect") {
-			kind = tunnel.KindRedirect
-		}
-		add("--inbound", tunnel.ListenerConfig{Name: "inbound", Kind: kind, Address: inboundAddress, Strict: r.inbound == inboundStrict})
-		p.flags[fmt.Sprintf("routes[%d]", len(cfg.Routes))] = "--inbound"
-		cfg.Routes = append(cfg.Routes, tunnel.RouteConfig{Listeners: []string{"inbound"}, Destinations: []string{destLocal}, From: "any"})
+		r.plainInbound(cfg, p, f)
 	}
 	if address := r.dnsListener(); address != "" {
 		cfg.DNS.Virtual = r.meshNames
@@ -247,6 +238,21 @@ func (r *runFlags) paths(cfg *Config, p *places, f *faults) {
 		p.flags[fmt.Sprintf("routes[%d]", len(cfg.Routes))] = "--dns"
 		cfg.Routes = append(cfg.Routes, tunnel.RouteConfig{Listeners: resolvers, Destinations: resolverRanges, Ports: []uint16{53}})
 	}
+}
+
+// plainInbound makes the listener of --inbound, and its route.
+func (r *runFlags) plainInbound(cfg *Config, p *places, f *faults) {
+	if r.inbound != inboundStrict && r.inbound != inboundPermissive {
+		f.list = append(f.list, fault{flag: "--inbound", what: fmt.Sprintf("%q is none; it should be %s or %s", r.inbound, inboundStrict, inboundPermissive)})
+	}
+	kind := tunnel.KindTProxy
+	if r.changed("redirect") {
+		kind = tunnel.KindRedirect
+	}
+	p.flags[fmt.Sprintf("listeners[%d]", len(cfg.Listeners))] = "--inbound"
+	cfg.Listeners = append(cfg.Listeners, tunnel.ListenerConfig{Name: "inbound", Kind: kind, Address: inboundAddress, Strict: r.inbound == inboundStrict})
+	p.flags[fmt.Sprintf("routes[%d]", len(cfg.Routes))] = "--inbound"
+	cfg.Routes = append(cfg.Routes, tunnel.RouteConfig{Listeners: []string{"inbound"}, Destinations: []string{destLocal}, From: "any"})
 }
 
 // resolverRanges are where resolvers are: anywhere, this host and its networks included, which a route has to name.
