@@ -346,13 +346,18 @@ routes:
 // TestNetnsInbound takes plain flows of others to a workload.
 func TestNetnsInbound(t *testing.T) {
 	for _, mode := range []string{"strict", "permissive"} {
-		for _, backend := range []string{"nft", "iptables"} {
-			t.Run(mode+" "+backend, func(t *testing.T) {
+		for _, way := range []string{"nft tproxy", "nft redirect", "iptables tproxy"} {
+			t.Run(mode+" "+way, func(t *testing.T) {
 				t.Parallel()
 				h := newHosts(t)
 				before := h.app.rules()
-				g := h.gatewayOn(t, h.app, "server", "--inbound", mode, "--hbone", ":15008", "--allow", "any")
-				h.app.gateway("capture", "install", "--inbound", "7", "--no-outbound", "--no-dns", "--backend", backend)
+				backend, by, _ := strings.Cut(way, " ")
+				flags := []string{"--inbound", mode, "--hbone", ":15008", "--allow", "any"}
+				if by == "redirect" {
+					flags = append(flags, "--redirect", "--egress", "*")
+				}
+				g := h.gatewayOn(t, h.app, "server", flags...)
+				h.app.gateway("capture", "install", "--inbound", "7", "--no-outbound", "--no-dns", "--backend", backend, "--mode", by)
 				h.app.captured()
 				_, _, err := h.far.from(app4)
 				if mode == "strict" {

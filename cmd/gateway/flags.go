@@ -245,12 +245,12 @@ func (r *runFlags) plainInbound(cfg *Config, p *places, f *faults) {
 	if r.inbound != inboundStrict && r.inbound != inboundPermissive {
 		f.list = append(f.list, fault{flag: "--inbound", what: fmt.Sprintf("%q is none; it should be %s or %s", r.inbound, inboundStrict, inboundPermissive)})
 	}
-	kind := tunnel.KindTProxy
-	if r.changed("redirect") {
-		kind = tunnel.KindRedirect
+	kind, address := tunnel.KindTProxy, inboundAddress
+	if r.changed("redirect") { // which leads flows to the address of the interface
+		kind, address = tunnel.KindRedirect, strings.TrimPrefix(inboundAddress, "localhost")
 	}
 	p.flags[fmt.Sprintf("listeners[%d]", len(cfg.Listeners))] = "--inbound"
-	cfg.Listeners = append(cfg.Listeners, tunnel.ListenerConfig{Name: "inbound", Kind: kind, Address: inboundAddress, Strict: r.inbound == inboundStrict})
+	cfg.Listeners = append(cfg.Listeners, tunnel.ListenerConfig{Name: "inbound", Kind: kind, Address: address, Strict: r.inbound == inboundStrict})
 	p.flags[fmt.Sprintf("routes[%d]", len(cfg.Routes))] = "--inbound"
 	cfg.Routes = append(cfg.Routes, tunnel.RouteConfig{Listeners: []string{"inbound"}, Destinations: []string{destLocal}, From: "any"})
 }
