@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"culvert/pki/spiffe"
 )
@@ -31,13 +32,19 @@ type Config struct {
 	// metadata addresses and other special ranges (except that "localhost" opens loopback). Ports 22, 25 and
 	// those of a gateway's own use have to be written: "db.example.com:22".
 	Egress []string `yaml:"egress"`
+
+	// Rules are what was read from files of policies.
+	Rules []Rules `yaml:"-"`
+	// Workloads are all that requests will name; rules for others are left out. Nil: any may come.
+	Workloads []*Workload `yaml:"-"`
 }
 
 // Validate reports all faults of c at once, each as an *EntryError inside one joined error, or nil.
 func (c *Config) Validate() error {
 	_, faults := compileAllow(c.Allow)
 	_, more := parseEntries(policyEgress, c.Egress)
-	return errors.Join(append(faults, more...)...)
+	_, rules := compileRules(c.Rules, nil)
+	return errors.Join(slices.Concat(faults, more, rules)...)
 }
 
 // EntryError is a fault of one entry of a list in a configuration. Errors of Compile, CompileEgress and
@@ -58,13 +65,15 @@ func (e *EntryError) Error() string {
 	return fmt.Sprintf("%s[%d] %q: %s", e.Field, e.Index, e.Entry, e.Reason)
 }
 
-// Compile makes the Policy of c.Allow. All faulty entries are reported at once (see EntryError); then the
+// Compile makes the Policy of c.Allow and c.Rules. All faults are reported at once (see EntryError and RuleError); then the
 // Policy is nil. c.Egress is left to CompileEgress.
 func Compile(c Config) (*Policy, error) {
 	p, faults := compileAllow(c.Allow)
-	if len(faults) > 0 {
+	rules, more := compileRules(c.Rules, c.Workloads)
+	if faults = append(faults, more...); len(faults) > 0 {
 		return nil, errors.Join(faults...)
 	}
+	p.rules = rules
 	return p, nil
 }
 

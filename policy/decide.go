@@ -8,8 +8,7 @@ import (
 	"culvert/pki/spiffe"
 )
 
-// Request is what one hop knows of a flow when it decides. Only Peer and Self take part in the decision
-// so far; the other fields are there for rules that select by destination and for the record.
+// Request is what one hop knows of a flow when it decides.
 type Request struct {
 	// Peer is the authenticated other end; zero means that there is none, as on plain ingress.
 	Peer spiffe.ID
@@ -27,21 +26,38 @@ type Request struct {
 	Source netip.AddrPort
 	// Local tells that the destination is this host's own.
 	Local bool
+	// Workload is what the destination is, or else this gateway; nil: not known.
+	Workload *Workload
+	// Remote is the client's address, as a proxy that is trusted has told; the zero Addr: that of Source.
+	Remote netip.Addr
+	// SNI is the server name that the client has asked TLS for, "" where the hop has seen none.
+	SNI string
+	// HTTP is the request, where the hop has it in the clear.
+	HTTP *HTTP
+	// Token is what the client has shown besides, nil for none.
+	Token *Token
+	// Open names the route that takes peers without an identity, "" if the route does not.
+	Open string
 }
 
 // Decision is the answer to a Request or to an egress question.
 type Decision struct {
 	// Allow tells whether the flow may go on.
 	Allow bool
-	// Policy is what decided: "default", "allow" or "egress".
+	// Policy is what decided: "default", "allow", "route", "rules" or "egress".
 	Policy string
 	// Rule is the part of it that decided, a word to search the configuration or the documentation for:
 	// "same-namespace", "same-identity", "unauthenticated", "allow[2]", "egress[0]", "guard",
-	// "guard/link-local", "guard/port", "resolve", "unlisted". The number counts entries from zero.
+	// "guard/link-local", "guard/port", "resolve", "unlisted", the name of a route or of a set of rules, "no-allow". The
+	// number counts entries from zero.
 	Rule string
+	// Place is where the rule is written, where that is known.
+	Place Place
 	// Reason is one plain sentence for the operator of this gateway, without a full stop. It may name
 	// addresses and identities, so a peer is not shown it.
 	Reason string
+	// Report is what would have been decided with the rules whose mode is report, where that is something else.
+	Report *Decision
 }
 
 // Names that Decision.Policy and Decision.Rule take.
@@ -49,10 +65,13 @@ const (
 	policyDefault = "default"
 	policyAllow   = "allow"
 	policyEgress  = "egress"
+	policyRoute   = "route"
+	policyRules   = "rules"
 
 	ruleSameNamespace   = "same-namespace"
 	ruleSameIdentity    = "same-identity"
 	ruleUnauthenticated = "unauthenticated"
+	ruleNoAllow         = "no-allow"
 )
 
 // Policy decides which peers may pass. The zero value is the default policy. It is made by Compile, never
@@ -62,14 +81,44 @@ type Policy struct {
 	exact    map[spiffe.ID]Decision // entries that name one identity
 	patterns []pattern              // entries with a wildcard, in the order of the configuration
 	anyone   Decision               // the entry "any"; Allow is false when there is none
+	rules    *snapshot              // nil: none
 }
 
-// Decide tells whether the peer of r may pass and why. r must not be nil and is not kept. An allowed request
-// costs no allocation.
+// Decide tells whether the peer of r may pass and why. r must not be nil and is not kept. A request that is
+// allowed, or that a rule refuses, costs no allocation.
+//
+// A DENY rule stands above all. Where an ALLOW policy selects the workload, one of its kind has to match, or an entry of
+// Config.Allow to name the peer. Else the default policy and those entries decide.
 func (p *Policy) Decide(r *Request) Decision {
+	if p.rules == nil {
+		return p.decideWithout(r)
+	}
+	v := newView(r)
+	entry := p.entryFor(r.Peer)
+	d, told := p.rules.judge(&v, false, entry)
+	if !told {
+		d = p.decideWithout(r)
+	}
+	if p.rules.reports() {
+		would, told := p.rules.judge(&v, true, entry)
+		if !told {
+			would = p.decideWithout(r)
+		}
+		if would.Allow != d.Allow {
+			d.Report = &would
+		}
+	}
+	return d
+}
+
+// decideWithout decides where no rule does.
+func (p *Policy) decideWithout(r *Request) Decision {
 	if r.Peer.IsZero() {
-		if p.anyone.Allow {
+		switch {
+		case p.anyone.Allow:
 			return p.anyone
+		case r.Open != "":
+			return Decision{Allow: true, Policy: policyRoute, Rule: r.Open, Reason: "the route takes peers without an identity"}
 		}
 		return Decision{
 			Policy: policyDefault,
@@ -80,18 +129,26 @@ func (p *Policy) Decide(r *Request) Decision {
 	if d := byDefault(r.Peer, r.Self); d.Allow {
 		return d
 	}
-	if d, ok := p.exact[r.Peer]; ok {
+	if d := p.entryFor(r.Peer); d.Allow {
+		return d
+	}
+	return p.refuse(r.Peer, r.Self)
+}
+
+// entryFor is the decision of the allow entry that names a peer; it does not allow where none does.
+func (p *Policy) entryFor(peer spiffe.ID) Decision {
+	if peer.IsZero() {
+		return p.anyone
+	}
+	if d, ok := p.exact[peer]; ok {
 		return d
 	}
 	for i := range p.patterns {
-		if p.patterns[i].matches(r.Peer) {
+		if p.patterns[i].matches(peer) {
 			return p.patterns[i].decision
 		}
 	}
-	if p.anyone.Allow {
-		return p.anyone
-	}
-	return p.refuse(r.Peer, r.Self)
+	return p.anyone
 }
 
 // byDefault is the default policy: same trust domain and namespace. A namespace that is "" is none and equals

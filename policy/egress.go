@@ -100,7 +100,7 @@ func (e *Egress) Name(host string, port uint16) Decision {
 		if pg.rule != "" {
 			return refusePort(pg, port)
 		}
-		return Decision{true, policyEgress, ruleResolve, "there is no egress list, so that the addresses the name resolves to will decide"}
+		return Decision{Allow: true, Policy: policyEgress, Rule: ruleResolve, Reason: "there is no egress list, so that the addresses the name resolves to will decide"}
 	}
 	ranges, closed := false, false
 	for i := range e.entries {
@@ -116,7 +116,7 @@ func (e *Egress) Name(host string, port uint16) Decision {
 	}
 	switch {
 	case ranges:
-		return Decision{true, policyEgress, ruleResolve, "no egress entry names it by name, so that the addresses it resolves to will decide"}
+		return Decision{Allow: true, Policy: policyEgress, Rule: ruleResolve, Reason: "no egress entry names it by name, so that the addresses it resolves to will decide"}
 	case closed:
 		return refusePort(pg, port)
 	}
@@ -150,7 +150,7 @@ func (e *Egress) Addr(host string, addr netip.Addr, port uint16) Decision {
 		case pg.rule != "":
 			return refusePort(pg, port)
 		}
-		return Decision{true, policyEgress, ruleGuard, "there is no egress list, and neither the address nor the port is guarded"}
+		return Decision{Allow: true, Policy: policyEgress, Rule: ruleGuard, Reason: "there is no egress list, and neither the address nor the port is guarded"}
 	}
 	byGuard, byPort := false, false
 	for i := range e.entries {

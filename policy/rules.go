@@ -1,0 +1,163 @@
+package policy
+
+import "fmt"
+
+// Action is what comes of a rule that matches.
+type Action string
+
+// Actions. A DENY stands above every ALLOW. Where an ALLOW selects the workload, only what some ALLOW matches may pass.
+const (
+	ActionAllow Action = "ALLOW"
+	ActionDeny  Action = "DENY"
+)
+
+// Mode is how far a policy is in force.
+type Mode string
+
+// Modes. The zero value is ModeEnforce.
+const (
+	ModeEnforce Mode = "enforce"
+	ModeReport  Mode = "report" // its decision is told in Decision.Report, and changes nothing
+	ModeOff     Mode = "off"
+)
+
+// Place is where something is written. Line counts from 1; 0 is unknown.
+type Place struct {
+	File string
+	Line int
+}
+
+// String returns FILE:LINE, or as much of it as is known.
+func (p Place) String() string {
+	if p.Line == 0 {
+		return p.File
+	}
+	return fmt.Sprintf("%s:%d", p.File, p.Line)
+}
+
+// Rules is one set of rules with one action, such as an AuthorizationPolicy of Istio.
+type Rules struct {
+	// Name is what the set is called: NAMESPACE/NAME of Istio's.
+	Name string
+	// At is the path of the set in its file, as in "items[2].spec"; RuleErrors have it.
+	At string
+	// Action is ALLOW or DENY. Default: ALLOW.
+	Action Action
+	// Mode is how far it is in force. Default: enforce.
+	Mode Mode
+	// Scope selects the workloads that it is for.
+	Scope Scope
+	// Rules of which one has to match. Without any nothing matches.
+	Rules []Rule
+}
+
+// Scope selects workloads. The zero value selects all.
+type Scope struct {
+	// Namespace the workload has to be in; "" is any.
+	Namespace string
+	// Labels that the workload has to have.
+	Labels map[string]string
+	// Names of workloads, of which it has to have one; none is any.
+	Names []string
+}
+
+// Workload is what a destination is, as far as a gateway knows.
+type Workload struct {
+	// Name and Namespace of the workload.
+	Name, Namespace string
+	// Labels of the workload.
+	Labels map[string]string
+}
+
+// Rule matches a request that one of From (if there are any), one of To (if there are any) and all of When match.
+type Rule struct {
+	Place
+	From []Source
+	To   []Operation
+	When []Condition
+}
+
+// Source is who a request comes from: all lists that are not empty have to match, each with one of its values, and none
+// of the Not lists may.
+//
+// A value is exact ("a"), a prefix ("a*"), a suffix ("*a"), or "*", which is any that is not empty.
+type Source struct {
+	// Principals are SPIFFE IDs without "spiffe://".
+	Principals    []string `yaml:"principals"`
+	NotPrincipals []string `yaml:"notPrincipals"`
+	// RequestPrincipals are ISS/SUB of a token.
+	RequestPrincipals    []string `yaml:"requestPrincipals"`
+	NotRequestPrincipals []string `yaml:"notRequestPrincipals"`
+	// Namespaces of the peer's identity.
+	Namespaces    []string `yaml:"namespaces"`
+	NotNamespaces []string `yaml:"notNamespaces"`
+	// ServiceAccounts of the peer's identity, as NAMESPACE/ACCOUNT, or ACCOUNT of the namespace of the set. No prefixes.
+	ServiceAccounts    []string `yaml:"serviceAccounts"`
+	NotServiceAccounts []string `yaml:"notServiceAccounts"`
+	// IPBlocks are addresses and ranges that the connection comes from.
+	IPBlocks    []string `yaml:"ipBlocks"`
+	NotIPBlocks []string `yaml:"notIpBlocks"`
+	// RemoteIPBlocks are those of the client, as a proxy that is trusted tells.
+	RemoteIPBlocks    []string `yaml:"remoteIpBlocks"`
+	NotRemoteIPBlocks []string `yaml:"notRemoteIpBlocks"`
+}
+
+// Operation is what a request is for. Values are as in Source.
+type Operation struct {
+	// Hosts are names of the destination, in any case.
+	Hosts    []string `yaml:"hosts"`
+	NotHosts []string `yaml:"notHosts"`
+	// Ports of the destination.
+	Ports    []string `yaml:"ports"`
+	NotPorts []string `yaml:"notPorts"`
+	// Methods of HTTP, or the full name of gRPC.
+	Methods    []string `yaml:"methods"`
+	NotMethods []string `yaml:"notMethods"`
+	// Paths of HTTP, without the query. "{*}" is one segment, "{**}" any number at the end.
+	Paths    []string `yaml:"paths"`
+	NotPaths []string `yaml:"notPaths"`
+}
+
+// Condition compares an attribute: one of Values has to match, and none of NotValues may.
+type Condition struct {
+	// Key is the attribute: request.headers[NAME], source.ip, remote.ip, source.namespace, source.principal,
+	// source.serviceAccount, request.auth.principal, request.auth.audiences, request.auth.presenter,
+	// request.auth.claims[NAME] (and [NAME][NAME]), destination.ip, destination.port, connection.sni.
+	Key       string   `yaml:"key"`
+	Values    []string `yaml:"values"`
+	NotValues []string `yaml:"notValues"`
+}
+
+// RuleError is a fault of a rule.
+type RuleError struct {
+	// Set is the index of the Rules in Config.Rules.
+	Set int
+	// At is the path of the value in its file, as in "spec.rules[0].to[1].operation.ports[0]".
+	At string
+	// Reason says what is wrong with it and what would be right.
+	Reason string
+}
+
+// Error returns path and reason on one line.
+func (e *RuleError) Error() string { return e.At + ": " + e.Reason }
+
+// selects reports whether the scope has w; nil is a workload that nobody knows.
+func (s *Scope) selects(w *Workload) bool {
+	if s.Namespace == "" && len(s.Labels) == 0 && len(s.Names) == 0 {
+		return true
+	}
+	if w == nil || s.Namespace != "" && w.Namespace != s.Namespace {
+		return false
+	}
+	for key, value := range s.Labels {
+		if has, ok := w.Labels[key]; !ok || has != value {
+			return false
+		}
+	}
+	for _, name := range s.Names {
+		if name == w.Name {
+			return true
+		}
+	}
+	return len(s.Names) == 0
+}
