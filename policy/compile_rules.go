@@ -18,6 +18,8 @@ type rulesCompiler struct {
 	faults []error
 	set    int    // under way
 	at     string // its path
+	inFrom string // what stands between an entry of from and its fields
+	inTo   string
 	named  map[string]uint32
 }
 
@@ -27,7 +29,10 @@ func compileRules(sets []Rules, workloads []*Workload) (*snapshot, []error) {
 	var deny, allow, denyReport, allowReport []uint32
 	for i := range sets {
 		set := &sets[i]
-		c.set, c.at = i, set.At
+		c.set, c.at, c.inFrom, c.inTo = i, set.At, "", ""
+		if set.Wrapped {
+			c.inFrom, c.inTo = ".source", ".operation"
+		}
 		if !c.usable(set) || set.Mode == ModeOff {
 			continue
 		}
@@ -99,12 +104,12 @@ func (c *rulesCompiler) rule(r *Rule, k int) {
 	at := fmt.Sprintf("rules[%d]", k)
 	var clauses []span
 	for i := range r.From {
-		clauses = append(clauses, c.source(&r.From[i], fmt.Sprintf("%s.from[%d]", at, i)))
+		clauses = append(clauses, c.source(&r.From[i], fmt.Sprintf("%s.from[%d]%s", at, i, c.inFrom)))
 	}
 	out.from = c.addClauses(clauses)
 	clauses = nil
 	for i := range r.To {
-		clauses = append(clauses, c.operation(&r.To[i], fmt.Sprintf("%s.to[%d]", at, i)))
+		clauses = append(clauses, c.operation(&r.To[i], fmt.Sprintf("%s.to[%d]%s", at, i, c.inTo)))
 	}
 	out.to = c.addClauses(clauses)
 	from := len(c.tests)

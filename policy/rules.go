@@ -41,6 +41,8 @@ type Rules struct {
 	Name string
 	// At is the path of the set in its file, as in "items[2].spec"; RuleErrors have it.
 	At string
+	// Wrapped tells that an entry of from holds a source, and one of to an operation, as in Istio's: RuleErrors have them.
+	Wrapped bool
 	// Action is ALLOW or DENY. Default: ALLOW.
 	Action Action
 	// Mode is how far it is in force. Default: enforce.

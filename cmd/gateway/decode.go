@@ -74,6 +74,10 @@ func (d *decoder) value(path string, n *yaml.Node, v reflect.Value) {
 	if _, seen := d.places.lines[path]; !seen && path != "" {
 		d.places.lines[path] = n.Line
 	}
+	if v.Type() == reflect.TypeFor[yaml.Node]() {
+		v.Set(reflect.ValueOf(n).Elem()) // for somebody who knows what it is
+		return
+	}
 	if v.Kind() == reflect.Pointer {
 		if v.IsNil() {
 			v.Set(reflect.New(v.Type().Elem()))

@@ -121,6 +121,6 @@ Documentation: README.md, docs/configuration.md, docs/exit-codes.md`,
 		},
 	}
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(runCommand(), demoCommand(), checkCommand(), certCommand(), pingCommand(), connectCommand(), captureCommand(), versionCommand())
+	root.AddCommand(runCommand(), demoCommand(), checkCommand(), certCommand(), pingCommand(), connectCommand(), captureCommand(), policyCommand(), versionCommand())
 	return root
 }

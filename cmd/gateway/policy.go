@@ -1,0 +1,214 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"culvert/pki/spiffe"
+	"culvert/policy"
+	"culvert/tunnel"
+)
+
+func policyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "policy",
+		Short: "Check, test and explain policies",
+		Long: `Check, test and explain policies before they are live. A file has rules of this gateway's
+own, or AuthorizationPolicies of Istio as ` + "`kubectl get -o yaml`" + ` prints them, or both.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(policyCheckCommand(), policyTestCommand(), policyExplainCommand())
+	return cmd
+}
+
+// policyFlags are what all commands about policies ask for.
+type policyFlags struct {
+	self  string
+	allow []string
+}
+
+// defaultSelf is who the gateway is where nobody says: its namespace counts for policies that name none.
+const defaultSelf = "spiffe://cluster.local/ns/default/sa/gateway"
+
+func (f *policyFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.self, "self", defaultSelf, "identity of the gateway that decides, a `SPIFFE-ID`")
+	cmd.Flags().StringArrayVar(&f.allow, "allow", nil, "let `PRINCIPAL` in besides, as of `gateway run` (repeatable)")
+}
+
+// load reads and compiles files, and runs the tests in them.
+func (f *policyFlags) load(files []string) (*policies, *policy.Policy, spiffe.ID, error) {
+	self, err := spiffe.Parse(f.self)
+	if err != nil {
+		return nil, nil, self, fmt.Errorf("--self: %w", err)
+	}
+	p := readPolicies(files, self.Namespace())
+	rules := p.compile(f.allow)
+	if err := p.faults.err(); err != nil {
+		return nil, nil, self, err
+	}
+	return p, rules, self, nil
+}
+
+func policyCheckCommand() *cobra.Command {
+	f := new(policyFlags)
+	cmd := &cobra.Command{
+		Use:   "check FILE...",
+		Short: "Report everything that is wrong with policies, and run the tests beside them",
+		Args:  someArgs("FILE", "policy.yaml"),
+		RunE: func(cmd *cobra.Command, files []string) error {
+			p, rules, self, err := f.load(files)
+			if err != nil {
+				return err
+			}
+			if err := p.test(io.Discard, rules, self); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, %s, all right\n", strings.Join(files, ", "), count(len(p.sets), "policy", "policies"), count(len(p.tests), "test", "tests"))
+			return failed(err)
+		},
+	}
+	f.add(cmd)
+	return cmd
+}
+
+func policyTestCommand() *cobra.Command {
+	f := new(policyFlags)
+	cmd := &cobra.Command{
+		Use:   "test FILE...",
+		Short: "Run the tests in policy files, a line each",
+		Args:  someArgs("FILE", "policy.yaml"),
+		RunE: func(cmd *cobra.Command, files []string) error {
+			p, rules, self, err := f.load(files)
+			if err != nil {
+				return err
+			}
+			if len(p.tests) == 0 {
+				return fmt.Errorf("there is no test in %s; write `tests:` beside `rules:`, such as - {peer: %s, dst: \"10.0.0.9:8080\", want: allow}", strings.Join(files, ", "), defaultSelf)
+			}
+			return p.test(cmd.OutOrStdout(), rules, self)
+		},
+	}
+	f.add(cmd)
+	return cmd
+}
+
+// test runs all tests and returns what is wrong with them.
+func (p *policies) test(w io.Writer, rules *policy.Policy, self spiffe.ID) error {
+	wrong := new(faults)
+	for i := range p.tests {
+		t := &p.tests[i]
+		note := func(format string, args ...any) {
+			wrong.list = append(wrong.list, fault{file: t.File, line: t.Line, what: fmt.Sprintf(format, args...)})
+		}
+		r, err := t.request(self)
+		switch {
+		case err != nil:
+			note("%v", err)
+			continue
+		case t.Want != "allow" && t.Want != "deny":
+			note("want: %q is nothing to want; it should be allow or deny", t.Want)
+			continue
+		}
+		d := rules.Decide(r)
+		if d.Allow != (t.Want == "allow") || t.Rule != "" && t.Rule != d.Rule {
+			note("wants %s, and gets: %s", strings.TrimSpace(t.Want+" "+t.Rule), explanation(&d))
+			continue
+		}
+		if _, err := fmt.Fprintf(w, "ok    %s: %s\n", t.Place, explanation(&d)); err != nil {
+			return failed(err)
+		}
+	}
+	return wrong.err()
+}
+
+func policyExplainCommand() *cobra.Command {
+	f := new(policyFlags)
+	t := new(PolicyTest)
+	var files []string
+	cmd := &cobra.Command{
+		Use:   "explain --policy FILE --peer SPIFFE-ID --dst ADDR:PORT",
+		Short: "Say what a policy makes of a flow, and by which rule",
+		Long: `Say on one line what policies make of a flow: allow or deny, the rule that decides, and where
+it is written. The exit code is 0 either way.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if t.Dst == "" {
+				return fmt.Errorf("--dst is missing; it should be the destination, such as --dst 10.0.0.9:8080")
+			}
+			_, rules, self, err := f.load(files)
+			if err != nil {
+				return err
+			}
+			r, err := t.request(self)
+			if err != nil {
+				return fmt.Errorf("--%w", err)
+			}
+			d := rules.Decide(r)
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), explanation(&d))
+			return failed(err)
+		},
+	}
+	f.add(cmd)
+	fs := cmd.Flags()
+	fs.StringArrayVar(&files, "policy", nil, "policy `FILE` (repeatable)")
+	fs.StringVar(&t.Peer, "peer", "", "who asks, a `SPIFFE-ID` (default: nobody that is known)")
+	fs.StringVar(&t.Dst, "dst", "", "what for: `ADDR:PORT` or NAME:PORT")
+	fs.StringVar(&t.Source, "source", "", "`ADDR` that the connection comes from")
+	fs.StringVar(&t.Workload, "workload", "", "`NAME` of the workload that the destination is")
+	fs.StringVar(&t.Namespace, "namespace", "", "`NAMESPACE` of that workload (default: that of --self)")
+	fs.StringToStringVar(&t.Labels, "labels", nil, "its labels, `KEY=VALUE[,...]`")
+	fs.StringVar(&t.SNI, "sni", "", "server `NAME` that TLS was asked for")
+	fs.StringVar(&t.Method, "method", "", "`METHOD` of HTTP, where the hop has it in the clear")
+	fs.StringVar(&t.Path, "path", "", "`PATH` of HTTP, as above")
+	return cmd
+}
+
+// explanation is a decision on one line.
+func explanation(d *policy.Decision) string {
+	verdict := "deny"
+	if d.Allow {
+		verdict = "allow"
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s by %s", verdict, d.Rule)
+	if place := d.Place.String(); place != "" {
+		fmt.Fprintf(&b, " (%s)", place)
+	}
+	fmt.Fprintf(&b, ": %s", d.Reason)
+	if d.Report != nil {
+		fmt.Fprintf(&b, "; with the rules in report it would be: %s", explanation(d.Report))
+	}
+	return b.String()
+}
+
+// setDestination reads ADDR:PORT or NAME:PORT.
+func setDestination(r *policy.Request, dst string) error {
+	to, err := tunnel.ParseAuthority(dst)
+	if err != nil {
+		return fmt.Errorf("dst: %w; it should be like 10.0.0.9:8080 or db.internal:5432", err)
+	}
+	r.Host, r.Addr, r.Port = to.Host, to.Addr, to.Port
+	return nil
+}
+
+// count says how many there are.
+func count(n int, one, more string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, more)
+}
+
+// someArgs is for commands that take one argument or more.
+func someArgs(name, example string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return nil
+		}
+		return fmt.Errorf("`%s` takes a %s or several; it should be like `%[1]s %[3]s`", cmd.CommandPath(), name, example)
+	}
+}
