@@ -131,6 +131,7 @@ type view struct {
 	*Request
 	principal string
 	account   string // NAMESPACE/ACCOUNT, "" if the identity has none
+	later     truth  // whether a test of the address holds that is not known yet
 }
 
 func newView(r *Request) view {

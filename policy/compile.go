@@ -33,8 +33,15 @@ type Config struct {
 	// those of a gateway's own use have to be written: "db.example.com:22".
 	Egress []string `yaml:"egress"`
 
-	// Rules are what was read from files of policies.
+	// Files are files of policies: rules of this gateway's own, and AuthorizationPolicies of Istio as
+	// `kubectl get -o yaml` prints them. `gateway policy check FILE` says what is wrong with one. A changed file is read
+	// again, and flows that it does not let pass any more end. Default: none.
+	Files []string `yaml:"files"`
+
+	// Rules are what was read from Files.
 	Rules []Rules `yaml:"-"`
+	// Namespace is that of this gateway.
+	Namespace string `yaml:"-"`
 	// Workloads are all that requests will name; rules for others are left out. Nil: any may come.
 	Workloads []*Workload `yaml:"-"`
 }
@@ -43,7 +50,7 @@ type Config struct {
 func (c *Config) Validate() error {
 	_, faults := compileAllow(c.Allow)
 	_, more := parseEntries(policyEgress, c.Egress)
-	_, rules := compileRules(c.Rules, nil)
+	_, rules := compileRules(&Config{Rules: c.Rules, Namespace: c.Namespace})
 	return errors.Join(slices.Concat(faults, more, rules)...)
 }
 
@@ -69,7 +76,7 @@ func (e *EntryError) Error() string {
 // Policy is nil. c.Egress is left to CompileEgress.
 func Compile(c Config) (*Policy, error) {
 	p, faults := compileAllow(c.Allow)
-	rules, more := compileRules(c.Rules, c.Workloads)
+	rules, more := compileRules(&c)
 	if faults = append(faults, more...); len(faults) > 0 {
 		return nil, errors.Join(faults...)
 	}

@@ -23,8 +23,9 @@ type rulesCompiler struct {
 	named  map[string]uint32
 }
 
-// compileRules makes the snapshot of sets, nil if there are none. workloads are all that there are, nil if others may be.
-func compileRules(sets []Rules, workloads []*Workload) (*snapshot, []error) {
+// compileRules makes the snapshot of the Rules of a Config, nil if there are none.
+func compileRules(cfg *Config) (*snapshot, []error) {
+	sets, workloads := cfg.Rules, cfg.Workloads
 	c := &rulesCompiler{named: map[string]uint32{"": 0}, snapshot: snapshot{names: []string{""}}}
 	var deny, allow, denyReport, allowReport []uint32
 	for i := range sets {
@@ -37,6 +38,10 @@ func compileRules(sets []Rules, workloads []*Workload) (*snapshot, []error) {
 			continue
 		}
 		before := c.snapshot
+		scope := set.Scope
+		if scope.Own {
+			scope.Namespace, scope.Own = cfg.Namespace, false
+		}
 		list := &allow
 		switch report := set.Mode == ModeReport; {
 		case set.Action == ActionDeny && report:
@@ -45,16 +50,16 @@ func compileRules(sets []Rules, workloads []*Workload) (*snapshot, []error) {
 			list = &deny
 		case report:
 			list = &allowReport
-			c.reportScopes.add(&set.Scope)
+			c.reportScopes.add(&scope)
 		default:
-			c.allowScopes.add(&set.Scope)
+			c.allowScopes.add(&scope)
 		}
-		c.sets = append(c.sets, ruleSet{name: set.Name, scope: set.Scope})
+		c.sets = append(c.sets, ruleSet{name: set.Name, scope: scope})
 		for k := range set.Rules {
 			*list = append(*list, uint32(len(c.rules)))
 			c.rule(&set.Rules[k], k)
 		}
-		if workloads != nil && !set.Scope.selects(nil) && !slices.ContainsFunc(workloads, set.Scope.selects) {
+		if workloads != nil && !scope.selects(nil) && !slices.ContainsFunc(workloads, scope.selects) {
 			*list = (*list)[:len(*list)-len(set.Rules)]
 			before.names = c.names // c.named knows where they are
 			c.snapshot = before

@@ -26,6 +26,9 @@ type Request struct {
 	Source netip.AddrPort
 	// Local tells that the destination is this host's own.
 	Local bool
+	// Unresolved tells that Host will be resolved here, and its addresses be asked about, each with Addr set: a rule that
+	// asks for an address does not refuse yet.
+	Unresolved bool
 	// Workload is what the destination is, or else this gateway; nil: not known.
 	Workload *Workload
 	// Remote is the client's address, as a proxy that is trusted has told; the zero Addr: that of Source.

@@ -61,6 +61,9 @@ func (x *index) place(k *indexKey) uint64 {
 
 // find returns a rule that matches. Which one, if several do, is the same each time.
 func (x *index) find(s *snapshot, v *view, least truth) (rule uint32, ok bool) {
+	if v.later = yes; least == unknown {
+		v.later = no
+	}
 	for _, i := range x.always {
 		if s.matches(i, v, least) {
 			return i, true
@@ -109,7 +112,7 @@ func (x *index) underAddr(s *snapshot, v *view, least truth, kind keyKind, addr 
 	}
 	if !addr.IsValid() { // then no rule can be ruled out
 		for e := range x.entries {
-			if i := x.entries[e].rule; least == unknown && s.matches(i, v, least) {
+			if i := x.entries[e].rule; s.matches(i, v, least) {
 				return i, true
 			}
 		}

@@ -80,13 +80,10 @@ func (o *Object) name() string {
 	return o.Namespace + "/" + o.Name
 }
 
-// scope is what a policy selects: of its own namespace, or of all where that is the root.
-func (o *Object) scope(selector WorkloadSelector, own string) Scope {
-	s := Scope{Namespace: o.Namespace, Labels: selector.MatchLabels}
-	switch s.Namespace {
-	case "":
-		s.Namespace = own
-	case RootNamespace:
+// scope is what a policy selects: of its own namespace, of all where that is the root, or else of this gateway's.
+func (o *Object) scope(selector WorkloadSelector) Scope {
+	s := Scope{Namespace: o.Namespace, Own: o.Namespace == "", Labels: selector.MatchLabels}
+	if s.Namespace == RootNamespace {
 		s.Namespace = ""
 	}
 	return s
@@ -101,10 +98,10 @@ type Problem struct {
 // Error returns path and problem on one line.
 func (p *Problem) Error() string { return p.At + ": " + p.What }
 
-// Set makes the rules of the policy called o; own is the namespace of a policy that names none. What this gateway does
-// not do is a *Problem each: a policy is taken whole or not at all.
-func (a *AuthorizationSpec) Set(o *Object, own string) (Rules, []error) {
-	r := Rules{Name: o.name(), At: o.path("spec"), Wrapped: true, Action: Action(a.Action), Scope: o.scope(a.Selector, own)}
+// Set makes the rules of the policy called o. What this gateway does not do is a *Problem each: a policy is taken whole or
+// not at all.
+func (a *AuthorizationSpec) Set(o *Object) (Rules, []error) {
+	r := Rules{Name: o.name(), At: o.path("spec"), Wrapped: true, Action: Action(a.Action), Scope: o.scope(a.Selector)}
 	if o.DryRun {
 		r.Mode = ModeReport
 	}

@@ -57,6 +57,8 @@ type Rules struct {
 type Scope struct {
 	// Namespace the workload has to be in; "" is any.
 	Namespace string
+	// Own stands for the namespace of this gateway, Config.Namespace.
+	Own bool
 	// Labels that the workload has to have.
 	Labels map[string]string
 	// Names of workloads, of which it has to have one; none is any.
@@ -145,7 +147,7 @@ func (e *RuleError) Error() string { return e.At + ": " + e.Reason }
 
 // selects reports whether the scope has w; nil is a workload that nobody knows.
 func (s *Scope) selects(w *Workload) bool {
-	if s.Namespace == "" && len(s.Labels) == 0 && len(s.Names) == 0 {
+	if s.Namespace == "" && !s.Own && len(s.Labels) == 0 && len(s.Names) == 0 {
 		return true
 	}
 	if w == nil || s.Namespace != "" && w.Namespace != s.Namespace {

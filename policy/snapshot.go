@@ -109,7 +109,12 @@ func (s *snapshot) holds(t *test, v *view) truth {
 				break
 			}
 		}
-	case ofSourceIP, ofRemoteIP, ofDestinationIP:
+	case ofDestinationIP:
+		if v.Unresolved && !v.Addr.IsValid() {
+			return v.later
+		}
+		is = s.inBlocks(t, v)
+	case ofSourceIP, ofRemoteIP:
 		is = s.inBlocks(t, v)
 	default:
 		is = v.matchText(t.attribute, s.names[t.name], s.strings[t.values.from:t.values.to])

@@ -192,15 +192,19 @@ func (g *Gateway) Start(ctx context.Context) error {
 }
 
 // Reload replaces the configuration: it opens what is new, and only when everything in cfg is right and
-// open does anything change. Then new flows are decided by cfg; flows that run live on, and listeners
-// that are gone accept no more. A listener is the same as one before that had its address. After an error
+// open does anything change. Then new flows are decided by cfg; flows that run live on, but for those
+// that its policy does not let pass, and listeners that are gone accept no more. A listener is the same as one before that had its address. After an error
 // the gateway runs as before.
 func (g *Gateway) Reload(ctx context.Context, cfg *Config) error {
 	p, err := g.compile(cfg)
 	if err != nil {
 		return err
 	}
-	return g.replace(ctx, cfg, p, stateRunning)
+	if err := g.replace(ctx, cfg, p, stateRunning); err != nil {
+		return err
+	}
+	g.decideAgain(p)
+	return nil
 }
 
 // replace puts the listeners of cfg and the plan p in the place of those that are there, in one step. The

@@ -40,6 +40,9 @@ func (g *Gateway) openDirect(ctx context.Context, f *Flow) (Conn, error) {
 		if addrs, err = g.resolve(ctx, t.Host); err != nil {
 			return nil, err
 		}
+		if err := f.authorizeAddrs(addrs); err != nil {
+			return nil, err
+		}
 	}
 	if !f.local {
 		if d := f.mayReach(addrs); !d.Allow {
@@ -143,6 +146,20 @@ func (f *Flow) mayReach(addrs []netip.Addr) policy.Decision {
 		return d
 	}
 	return ask(f.via.guard)
+}
+
+// authorizeAddrs asks policy about the addresses of a destination that is a name. It refuses all if it would refuse one,
+// as the egress guard does.
+func (f *Flow) authorizeAddrs(addrs []netip.Addr) error {
+	var r policy.Request
+	f.ask(&r, f.plan)
+	for _, r.Addr = range addrs {
+		r.Workload = f.plan.workloadOf(Target{Addr: r.Addr})
+		if d := f.plan.policy.Decide(&r); !d.Allow {
+			return denied(&d)
+		}
+	}
+	return nil
 }
 
 func prohibited(d policy.Decision) error {

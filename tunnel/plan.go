@@ -16,6 +16,7 @@ type plan struct {
 	baggage   string // of this gateway, for flows of no known workload
 	listeners map[string]*listenerPlan
 	workloads map[netip.Addr]*workload
+	self      workload // this gateway, as a destination
 	policy    *policy.Policy
 	guard     *policy.Egress // of destinations that no route names
 	trusted   *policy.Policy // peers whose header fields are believed
@@ -50,6 +51,7 @@ func (l *listenerPlan) takesName(named, addr Target, local bool) bool {
 
 // workload is a program that this gateway stands before.
 type workload struct {
+	policy.Workload
 	baggage string
 }
 
@@ -66,10 +68,8 @@ func compile(c *Config, self spiffe.ID) (*plan, error) {
 	if p.name == "" {
 		p.name = "gateway"
 	}
+	p.self.Workload = policy.Workload{Name: p.name, Namespace: self.Namespace()}
 	var err error
-	if p.policy, err = policy.Compile(c.Policy); err != nil {
-		return nil, fmt.Errorf("policy: %w", err)
-	}
 	if p.trusted, err = policy.Compile(policy.Config{Allow: c.TrustHeaders}); err != nil {
 		return nil, fmt.Errorf("trustHeaders: %w", err)
 	}
@@ -81,7 +81,23 @@ func compile(c *Config, self spiffe.ID) (*plan, error) {
 			return nil, fmt.Errorf("workloads[%d]: %w", i, err)
 		}
 	}
+	rules := c.Policy
+	rules.Namespace, rules.Workloads = self.Namespace(), append(rules.Workloads, &p.self.Workload)
+	for _, w := range p.workloads {
+		rules.Workloads = append(rules.Workloads, &w.Workload)
+	}
+	if p.policy, err = policy.Compile(rules); err != nil {
+		return nil, fmt.Errorf("policy: %w", err)
+	}
 	return p, p.addRoutes(c)
+}
+
+// workloadOf is what the destination of a flow is: a workload of this gateway's, or this gateway.
+func (p *plan) workloadOf(t Target) *policy.Workload {
+	if w := p.workloads[t.Addr]; w != nil {
+		return &w.Workload
+	}
+	return &p.self.Workload
 }
 
 func (p *plan) addWorkload(c *WorkloadConfig, self spiffe.ID) error {
@@ -89,7 +105,7 @@ func (p *plan) addWorkload(c *WorkloadConfig, self spiffe.ID) error {
 	if namespace == "" {
 		namespace = self.Namespace()
 	}
-	w := &workload{baggage: baggageOf(namespace, c.Name, c.Labels["version"])}
+	w := &workload{baggage: baggageOf(namespace, c.Name, c.Labels["version"]), Workload: policy.Workload{Name: c.Name, Namespace: namespace, Labels: c.Labels}}
 	for _, text := range c.Addresses {
 		addr, err := netip.ParseAddr(text)
 		if err != nil {

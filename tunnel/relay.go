@@ -1,6 +1,11 @@
 package tunnel
 
-import "culvert/policy"
+import (
+	"log/slog"
+	"strconv"
+
+	"culvert/policy"
+)
 
 // Accepted is the side on which a flow came in: what it is answered with, and what is relayed then.
 type Accepted interface {
@@ -79,19 +84,74 @@ func (g *Gateway) decide(f *Flow) error {
 // authorize asks policy whether the peer may pass. A route that is open to anybody stands in for an
 // identity, and for nothing else: a peer that has one is judged by it.
 func (g *Gateway) authorize(f *Flow) error {
-	if f.Peer.IsZero() && f.via != nil && f.via.fromAny {
-		f.rule = f.via.name
-		return nil
-	}
-	d := f.plan.policy.Decide(&policy.Request{
-		Peer: f.Peer, Self: g.env.Self(), Host: f.Target.Host, Addr: f.Target.Addr, Port: f.Target.Port,
-		Listener: f.Listener, Source: f.Source, Local: f.local,
-	})
+	var r policy.Request
+	f.ask(&r, f.plan)
+	d := f.plan.policy.Decide(&r)
 	f.rule = d.Rule
+	g.report(f, &d)
 	if !d.Allow {
-		return &Error{Cause: CauseDenied, Policy: d.Policy, Rule: d.Rule, Reason: d.Reason}
+		return denied(&d)
 	}
 	return nil
+}
+
+// ask fills in what policy is asked about the flow.
+func (f *Flow) ask(r *policy.Request, p *plan) {
+	*r = policy.Request{
+		Peer: f.Peer, Self: f.g.env.Self(), Host: f.Target.Host, Addr: f.Target.Addr, Port: f.Target.Port,
+		Listener: f.Listener, Source: f.Source, Local: f.local, Workload: p.workloadOf(f.Target),
+	}
+	if f.via != nil {
+		if f.via.fromAny {
+			r.Open = f.via.name
+		}
+		r.Unresolved = f.via.chain == nil && f.Target.IsName() // the addresses will be asked about
+	}
+}
+
+// denied is why policy does not let a flow pass.
+func denied(d *policy.Decision) *Error {
+	reason := d.Reason
+	if place := d.Place.String(); place != "" {
+		reason += " (" + place + ")"
+	}
+	return &Error{Cause: CauseDenied, Policy: d.Policy, Rule: d.Rule, Reason: reason}
+}
+
+// decideAgain ends the live flows that policy does not let pass any more.
+func (g *Gateway) decideAgain(p *plan) {
+	var live []*Flow
+	g.flows.each(func(f *Flow) bool {
+		live = append(live, f)
+		return true
+	})
+	for _, f := range live {
+		if f.stands() { // else it looks for itself when it does
+			f.decideAgain(p)
+		}
+	}
+}
+
+// decideAgain ends the flow, which stands, if the policy of p does not let it pass.
+func (f *Flow) decideAgain(p *plan) {
+	var r policy.Request
+	f.ask(&r, p)
+	if r.Unresolved {
+		r.Addr = addrPort(f.out.src.RemoteAddr()).Addr()
+		r.Workload = p.workloadOf(Target{Addr: r.Addr})
+	}
+	if d := p.policy.Decide(&r); !d.Allow {
+		f.cut(denied(&d))
+	}
+}
+
+// report tells what the rules that are not in force yet would have decided.
+func (g *Gateway) report(f *Flow, d *policy.Decision) {
+	if d.Report == nil {
+		return
+	}
+	g.env.Log.LogAttrs(g.base, slog.LevelWarn, "policy in report", slog.String("flow", strconv.FormatUint(f.id, 16)), slog.String("peer", f.Peer.String()),
+		slog.String("dst", f.Target.String()), slog.Bool("allowed", d.Allow), slog.String("rule", d.Report.Rule), slog.String("place", d.Report.Place.String()))
 }
 
 // unrouted says why no route takes the flow, with the status that HBONE has for it: where only this
@@ -113,6 +173,9 @@ func (f *Flow) relay(accepted Conn, ahead []byte, opened Conn) {
 	if !f.stand(accepted, opened) {
 		f.g.record(f, f.reason())
 		return
+	}
+	if p := f.g.plan.Load(); p != nil && p != f.plan {
+		f.decideAgain(p) // a reload did not wait for it
 	}
 	f.left.Store(2)
 	fromAccepted, acceptedPipes := accepted.(Stream)

@@ -43,6 +43,9 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 		return nil, err
 	}
 	b.identity = newIdentity(source)
+	if err := cfg.testPolicies(b.identity.self()); err != nil {
+		return nil, err
+	}
 
 	memory := processMemory(cfg.Memory)
 	limitMemory(memory)

@@ -54,6 +54,9 @@ func check(stdout, stderr io.Writer, file string, noFiles bool) error {
 // checkFiles reads every file that cfg names, as build does, and notes what is wrong with them.
 func checkFiles(cfg *Config, p *places, f *faults, log *slog.Logger) {
 	v := &validator{cfg: cfg, places: p, faults: f}
+	cfg.policies = readPolicies(cfg.Policy.Files, f)
+	cfg.policies.compile(nil, "")
+	cfg.Policy.Rules = cfg.policies.sets
 	if !cfg.Identity.IsZero() && cfg.Identity.Validate() == nil {
 		_, err := pki.Load(cfg.Identity, log)
 		v.join("identity", err)

@@ -38,6 +38,8 @@ type Config struct {
 	Drain time.Duration `yaml:"drain"`
 	// Log says what is logged and how.
 	Log LogConfig `yaml:"log"`
+
+	policies *policies // what was read from Policy.Files; nil: nothing yet
 }
 
 // defaultDrain is the grace that container runtimes and systemd leave by default, and some.
@@ -91,6 +93,9 @@ func (c *Config) resolvePaths(dir string) {
 	for i := range c.Listeners {
 		l := &c.Listeners[i]
 		paths = append(paths, &l.SOCKS5.UsersFile, &l.HTTP.UsersFile, &l.HTTP.TokensFile)
+	}
+	for i := range c.Policy.Files {
+		paths = append(paths, &c.Policy.Files[i])
 	}
 	for _, p := range paths {
 		if *p != "" && !filepath.IsAbs(*p) {

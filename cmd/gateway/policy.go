@@ -45,8 +45,8 @@ func (f *policyFlags) load(files []string) (*policies, *policy.Policy, spiffe.ID
 	if err != nil {
 		return nil, nil, self, fmt.Errorf("--self: %w", err)
 	}
-	p := readPolicies(files, self.Namespace())
-	rules := p.compile(f.allow)
+	p := readPolicies(files, new(faults))
+	rules := p.compile(f.allow, self.Namespace())
 	if err := p.faults.err(); err != nil {
 		return nil, nil, self, err
 	}

@@ -78,7 +78,6 @@ type PolicyTest struct {
 
 // policies are what some files say.
 type policies struct {
-	own    string // namespace of this gateway
 	sets   []policy.Rules
 	places []*places // of each set
 	tests  []placedTest
@@ -91,9 +90,9 @@ type placedTest struct {
 	policy.Place
 }
 
-// readPolicies reads files; own is the namespace of policies that name none. Everything that is wrong is in the faults.
-func readPolicies(files []string, own string) *policies {
-	p := &policies{own: own, faults: new(faults)}
+// readPolicies reads files. Everything that is wrong is in f.
+func readPolicies(files []string, f *faults) *policies {
+	p := &policies{faults: f}
 	for _, file := range files {
 		text, err := readBounded(file)
 		if err != nil {
@@ -152,7 +151,7 @@ func (p *policies) place(d *decoder, path string) policy.Place {
 
 func (p *policies) rule(d *decoder, r *PolicyRule, at string) {
 	set := policy.Rules{
-		Name: r.Name, At: at, Mode: policy.Mode(r.Mode), Scope: policy.Scope(r.Workloads),
+		Name: r.Name, At: at, Mode: policy.Mode(r.Mode), Scope: policy.Scope{Namespace: r.Workloads.Namespace, Labels: r.Workloads.Labels, Names: r.Workloads.Names},
 		Rules: []policy.Rule{{Place: p.place(d, at), From: r.From, To: r.To, When: r.When}},
 	}
 	if set.Name == "" {
@@ -213,7 +212,7 @@ func (p *policies) object(d *decoder, n *yaml.Node, at string) {
 		if m.Spec.Kind != 0 {
 			d.value(path("spec"), &m.Spec, reflect.ValueOf(&spec).Elem())
 		}
-		set, problems := spec.Set(&o, p.own)
+		set, problems := spec.Set(&o)
 		for _, one := range problems {
 			var problem *policy.Problem
 			if errors.As(one, &problem) {
@@ -241,11 +240,19 @@ func objectOf(metadata *yaml.Node) (o policy.Object) {
 	return o
 }
 
-// compile makes the policy of what was read and allow, and notes what is wrong.
-func (p *policies) compile(allow []string) *policy.Policy {
-	rules, err := policy.Compile(policy.Config{Rules: p.sets, Allow: allow})
+// compile makes the policy of what was read and allow for a gateway of that namespace, and notes what is wrong.
+func (p *policies) compile(allow []string, namespace string) *policy.Policy {
+	rules, err := policy.Compile(policy.Config{Rules: p.sets, Allow: allow, Namespace: namespace})
 	p.join(err)
 	return rules
+}
+
+// testPolicies runs the tests beside the policies; self is this gateway.
+func (c *Config) testPolicies(self spiffe.ID) error {
+	if c.policies == nil || len(c.policies.tests) == 0 {
+		return nil
+	}
+	return c.policies.test(io.Discard, c.policies.compile(c.Policy.Allow, self.Namespace()), self)
 }
 
 // join notes the faults of a compilation at their lines.

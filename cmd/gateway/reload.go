@@ -45,7 +45,10 @@ func (m *manager) tryReload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	moved, err := m.moveAdmin(cfg)
+	var moved net.Listener
+	if err = cfg.testPolicies(m.identity.self()); err == nil {
+		moved, err = m.moveAdmin(cfg)
+	}
 	if err != nil {
 		undo()
 		return err

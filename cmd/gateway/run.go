@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -109,10 +110,10 @@ func (m *manager) loop(ctx context.Context) error {
 	m.heart.beat(m.log)
 	beat := time.NewTicker(rules.AliveInterval)
 	defer beat.Stop()
-	var file *fileWatch
+	var files fileWatches
 	var look <-chan time.Time
-	if m.flags.file != "" {
-		file = newFileWatch(m.flags.file)
+	if m.flags.file != "" || len(m.cfg.Policy.Files) > 0 {
+		files.watch(m.watched())
 		ticker := time.NewTicker(watchInterval)
 		defer ticker.Stop()
 		look = ticker.C
@@ -126,10 +127,9 @@ func (m *manager) loop(ctx context.Context) error {
 			case syscall.SIGUSR2:
 				m.restart()
 			case syscall.SIGHUP:
-				if file != nil {
-					file.changed() // what is there now is about to be read
-				}
+				files.changed() // what is there now is about to be read
 				m.reload(ctx, "SIGHUP")
+				files.watch(m.watched())
 			default:
 				m.giveUpRestart()
 				return m.drain(s.String(), alive.C)
@@ -141,8 +141,9 @@ func (m *manager) loop(ctx context.Context) error {
 			}
 			m.notRestarted(err)
 		case <-look:
-			if m.next == nil && file.changed() { // a new process reads it itself
-				m.reload(ctx, "the file changed")
+			if m.next == nil && files.changed() { // a new process reads it itself
+				m.reload(ctx, "a file changed")
+				files.watch(m.watched())
 			}
 		case <-beat.C:
 			m.heart.beat(m.log)
@@ -150,6 +151,15 @@ func (m *manager) loop(ctx context.Context) error {
 			m.notify.alive()
 		}
 	}
+}
+
+// watched are the files whose changes count.
+func (m *manager) watched() []string {
+	files := slices.Clone(m.cfg.Policy.Files)
+	if m.flags.file != "" {
+		files = append(files, m.flags.file)
+	}
+	return files
 }
 
 // watchdog ticks as often as the service manager should hear from us; never, if it does not want to.

@@ -30,6 +30,28 @@ func newFileWatch(path string) *fileWatch {
 	return w
 }
 
+// fileWatches are those of a configuration and of the files that are read with it.
+type fileWatches map[string]*fileWatch
+
+// watch takes files as they are now in the place of those before. Of those that stay it keeps what is known.
+func (w *fileWatches) watch(files []string) {
+	before := *w
+	*w = make(fileWatches)
+	for _, path := range files {
+		if (*w)[path] = before[path]; (*w)[path] == nil {
+			(*w)[path] = newFileWatch(path)
+		}
+	}
+}
+
+// changed reports whether the content of one of them is another than at the last call.
+func (w fileWatches) changed() (changed bool) {
+	for _, one := range w {
+		changed = one.changed() || changed
+	}
+	return changed
+}
+
 // changed reports whether the content is another than at the last call. A file that is gone, or cannot be
 // read, has not changed.
 func (w *fileWatch) changed() bool {
