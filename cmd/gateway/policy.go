@@ -133,7 +133,8 @@ func policyExplainCommand() *cobra.Command {
 		Use:   "explain --policy FILE --peer SPIFFE-ID --dst ADDR:PORT",
 		Short: "Say what a policy makes of a flow, and by which rule",
 		Long: `Say on one line what policies make of a flow: allow or deny, the rule that decides, and where
-it is written. The exit code is 0 either way.`,
+it is written. The exit code is 0 either way. Of a name rules about addresses are left out:
+what it resolves to is asked about when it is known.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if t.Dst == "" {
@@ -192,6 +193,7 @@ func setDestination(r *policy.Request, dst string) error {
 		return fmt.Errorf("dst: %w; it should be like 10.0.0.9:8080 or db.internal:5432", err)
 	}
 	r.Host, r.Addr, r.Port = to.Host, to.Addr, to.Port
+	r.Unresolved = to.IsName()
 	return nil
 }
 
