@@ -87,38 +87,48 @@ type Rule struct {
 // A value is exact ("a"), a prefix ("a*"), a suffix ("*a"), or "*", which is any that is not empty.
 type Source struct {
 	// Principals are SPIFFE IDs without "spiffe://".
-	Principals    []string `yaml:"principals"`
+	Principals []string `yaml:"principals"`
+	// NotPrincipals may not match.
 	NotPrincipals []string `yaml:"notPrincipals"`
 	// RequestPrincipals are ISS/SUB of a token.
-	RequestPrincipals    []string `yaml:"requestPrincipals"`
+	RequestPrincipals []string `yaml:"requestPrincipals"`
+	// NotRequestPrincipals may not match.
 	NotRequestPrincipals []string `yaml:"notRequestPrincipals"`
 	// Namespaces of the peer's identity.
-	Namespaces    []string `yaml:"namespaces"`
+	Namespaces []string `yaml:"namespaces"`
+	// NotNamespaces may not match.
 	NotNamespaces []string `yaml:"notNamespaces"`
 	// ServiceAccounts of the peer's identity, as NAMESPACE/ACCOUNT, or ACCOUNT of the namespace of the set. No prefixes.
-	ServiceAccounts    []string `yaml:"serviceAccounts"`
+	ServiceAccounts []string `yaml:"serviceAccounts"`
+	// NotServiceAccounts may not match.
 	NotServiceAccounts []string `yaml:"notServiceAccounts"`
 	// IPBlocks are addresses and ranges that the connection comes from.
-	IPBlocks    []string `yaml:"ipBlocks"`
+	IPBlocks []string `yaml:"ipBlocks"`
+	// NotIPBlocks may not match.
 	NotIPBlocks []string `yaml:"notIpBlocks"`
 	// RemoteIPBlocks are those of the client, as a proxy that is trusted tells.
-	RemoteIPBlocks    []string `yaml:"remoteIpBlocks"`
+	RemoteIPBlocks []string `yaml:"remoteIpBlocks"`
+	// NotRemoteIPBlocks may not match.
 	NotRemoteIPBlocks []string `yaml:"notRemoteIpBlocks"`
 }
 
 // Operation is what a request is for. Values are as in Source.
 type Operation struct {
 	// Hosts are names of the destination, in any case.
-	Hosts    []string `yaml:"hosts"`
+	Hosts []string `yaml:"hosts"`
+	// NotHosts may not match.
 	NotHosts []string `yaml:"notHosts"`
 	// Ports of the destination.
-	Ports    []string `yaml:"ports"`
+	Ports []string `yaml:"ports"`
+	// NotPorts may not match.
 	NotPorts []string `yaml:"notPorts"`
 	// Methods of HTTP, or the full name of gRPC.
-	Methods    []string `yaml:"methods"`
+	Methods []string `yaml:"methods"`
+	// NotMethods may not match.
 	NotMethods []string `yaml:"notMethods"`
 	// Paths of HTTP, without the query. "{*}" is one segment, "{**}" any number at the end.
-	Paths    []string `yaml:"paths"`
+	Paths []string `yaml:"paths"`
+	// NotPaths may not match.
 	NotPaths []string `yaml:"notPaths"`
 }
 
@@ -127,8 +137,10 @@ type Condition struct {
 	// Key is the attribute: request.headers[NAME], source.ip, remote.ip, source.namespace, source.principal,
 	// source.serviceAccount, request.auth.principal, request.auth.audiences, request.auth.presenter,
 	// request.auth.claims[NAME] (and [NAME][NAME]), destination.ip, destination.port, connection.sni.
-	Key       string   `yaml:"key"`
-	Values    []string `yaml:"values"`
+	Key string `yaml:"key"`
+	// Values of which one has to match. Default: any.
+	Values []string `yaml:"values"`
+	// NotValues of which none may match.
 	NotValues []string `yaml:"notValues"`
 }
 

@@ -25,7 +25,12 @@ var update = flag.Bool("update", false, "rewrite the generated documentation")
 func TestConfigurationReferenceIsCurrent(t *testing.T) {
 	g := &reference{dirs: map[string]map[string]*ast.StructType{}, done: map[string]bool{}}
 	g.text(referenceIntro)
+	g.text("\n## The file\n\n")
 	if err := g.section(".", "Config", ""); err != nil {
+		t.Fatal(err)
+	}
+	g.text(policyIntro)
+	if err := g.section(".", "PolicyFile", ""); err != nil {
 		t.Fatal(err)
 	}
 	g.text("\n## Flags\n")
@@ -58,6 +63,15 @@ const referenceIntro = `# Configuration reference
 	"the same configuration for the simple cases. Examples are in `deploy/examples`.\n\n" +
 	"A *time* is written with its unit: `300ms`, `30s`, `5m`, `1h`. A *size* is written as `64KiB`, `512MiB`, `2GiB`.\n"
 
+const policyIntro = "\n## Policy files\n\n" +
+	"`policy: {files: [FILE]}` names files of rules. `gateway policy check FILE` reports what is wrong with one, `gateway\n" +
+	"policy test FILE` runs the tests in it, and `gateway policy explain` says what it makes of a flow. AuthorizationPolicies\n" +
+	"of Istio may stand in the same files, as other documents or a `List`.\n\n" +
+	"A deny rule that matches refuses. Where an allow rule is for the workload, only what an allow rule matches may reach it,\n" +
+	"and what `allow` of the configuration names; else the default policy stands: the own trust domain and namespace. A value\n" +
+	"is exact, `a*`, `*a`, or `*` for any that is there. What a hop cannot see, such as the path inside of a tunnel, does not\n" +
+	"allow and does not rule out a denial.\n\n"
+
 // reference writes the page.
 type reference struct {
 	out  bytes.Buffer
@@ -73,9 +87,7 @@ func (g *reference) section(dir, typeName, path string) error {
 	if err != nil {
 		return err
 	}
-	if path == "" {
-		g.text("\n## The file\n\n")
-	} else {
+	if path != "" {
 		fmt.Fprintf(&g.out, "\n### `%s`\n\n", path)
 	}
 	inners, err := g.fields(dir, typeName, path, st)

@@ -60,15 +60,19 @@ type PolicyTest struct {
 	Source string `yaml:"source"`
 	// Dst is the destination: an address or a name, and a port.
 	Dst string `yaml:"dst"`
-	// Workload, Namespace and Labels are what the destination is. Default: this gateway.
-	Workload  string            `yaml:"workload"`
-	Namespace string            `yaml:"namespace"`
-	Labels    map[string]string `yaml:"labels"`
+	// Workload is the name of what the destination is. Default: none.
+	Workload string `yaml:"workload"`
+	// Namespace of that workload. Default: that of this gateway.
+	Namespace string `yaml:"namespace"`
+	// Labels of that workload.
+	Labels map[string]string `yaml:"labels"`
 	// SNI is the server name that TLS was asked for.
 	SNI string `yaml:"sni"`
-	// Method, Path and Headers are those of a request of HTTP, where the hop has it in the clear.
-	Method  string            `yaml:"method"`
-	Path    string            `yaml:"path"`
+	// Method of a request of HTTP, where the hop has it in the clear.
+	Method string `yaml:"method"`
+	// Path of that request.
+	Path string `yaml:"path"`
+	// Headers of that request.
 	Headers map[string]string `yaml:"headers"`
 	// Want is `allow` or `deny`.
 	Want string `yaml:"want"`
