@@ -224,3 +224,42 @@ func TestSecondHandleOfASocket(t *testing.T) {
 		t.Errorf("duplicate of a closed socket = %v, want net.ErrClosed", err)
 	}
 }
+
+// A file of policies is read again when it changes: flows that it denies end, and one that is wrong, or whose tests fail,
+// changes nothing.
+func TestReloadOfPolicies(t *testing.T) {
+	r := newReloadable(t)
+	const allow, deny = "rules:\n- {name: all}\n", "rules:\n- {name: closed, action: deny}\n"
+	file := r.m.write("policy.yaml", []byte(allow))
+	r.change(r.config(r.address, r.admin, routeAll)+"policy: {files: [policy.yaml]}\n", "ok")
+	flow, err := dialSOCKS(t, r.address, r.target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	become := func(text, result string) {
+		t.Helper()
+		if err := os.Rename(r.m.write("next-policy.yaml", []byte(text)), file); err != nil {
+			t.Fatal(err)
+		}
+		r.reloaded(result)
+	}
+	become("rules:\n- {name: closed, action: denny}\n", "failed")
+	become(deny+"tests:\n- {dst: \"10.0.0.9:80\", want: allow}\n", "failed")
+	if err := echo(flow, "two files that are refused"); err != nil {
+		t.Fatal(err)
+	}
+	if log := r.stderr.String(); !strings.Contains(log, "/policy.yaml:2") || !strings.Contains(log, "wants allow, and gets: deny by closed") {
+		t.Errorf("the log does not say what is wrong:\n%s", log)
+	}
+	become(deny, "ok")
+	if err := echo(flow, "a policy that denies it"); err == nil {
+		t.Error("a flow that is denied now lives on")
+	}
+	if _, err := dialSOCKS(t, r.address, r.target); err == nil {
+		t.Error("a new flow passes that is denied")
+	}
+	become(allow, "ok")
+	if _, err := dialSOCKS(t, r.address, r.target); err != nil {
+		t.Errorf("a new flow that is allowed again: %v", err)
+	}
+}
