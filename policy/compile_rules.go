@@ -50,9 +50,9 @@ func compileRules(cfg *Config) (*snapshot, []error) {
 			list = &deny
 		case report:
 			list = &allowReport
-			c.reportScopes.add(&scope)
+			c.reportScopes.add(&scope, set.Name, set.place())
 		default:
-			c.allowScopes.add(&scope)
+			c.allowScopes.add(&scope, set.Name, set.place())
 		}
 		c.sets = append(c.sets, ruleSet{name: set.Name, scope: scope})
 		for k := range set.Rules {

@@ -53,6 +53,14 @@ type Rules struct {
 	Rules []Rule
 }
 
+// place is where the first rule is written.
+func (r *Rules) place() Place {
+	if len(r.Rules) == 0 {
+		return Place{}
+	}
+	return r.Rules[0].Place
+}
+
 // Scope selects workloads. The zero value selects all.
 type Scope struct {
 	// Namespace the workload has to be in; "" is any.

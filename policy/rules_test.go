@@ -324,7 +324,11 @@ func manyRules(n int) (sets []Rules) {
 // none does.
 func BenchmarkDecideRules(b *testing.B) {
 	for _, n := range []int{10, 10_000} {
-		p := compileSets(b, manyRules(n)...)
+		gw := &Workload{Name: "gw", Namespace: "default"}
+		p, err := Compile(Config{Rules: manyRules(n), Workloads: []*Workload{gw}})
+		if err != nil {
+			b.Fatal(err)
+		}
 		last := n - 1
 		for last%3 != 0 {
 			last--
@@ -332,6 +336,7 @@ func BenchmarkDecideRules(b *testing.B) {
 		for name, peer := range map[string]string{"allow": fmt.Sprintf("spiffe://cluster.local/ns/default/sa/client-%d", last), "deny": shopID} {
 			b.Run(fmt.Sprintf("%s/rules=%d", name, n), func(b *testing.B) {
 				r := asks(b, peer, "10.0.0.9:8080")
+				r.Workload = gw
 				if d := p.Decide(r); d.Allow != (name == "allow") {
 					b.Fatalf("Decide = %+v", d)
 				}

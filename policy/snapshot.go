@@ -1,9 +1,6 @@
 package policy
 
-import (
-	"fmt"
-	"net/netip"
-)
+import "net/netip"
 
 // snapshot is all rules, made ready for decisions: flat lists, so that a hundred thousand of them are a few large objects
 // to the collector, and an index of what each asks for. It does not change.
@@ -26,50 +23,6 @@ type snapshot struct {
 // reports tells whether there are rules whose decision is only told.
 func (s *snapshot) reports() bool {
 	return s.denyReport.size > 0 || !s.reportScopes.empty()
-}
-
-// scopes are what some sets select.
-type scopes struct {
-	all   bool
-	list  map[string]*Scope  // by what they say
-	known map[*Workload]bool // what they say of the workloads that were known
-}
-
-func (l *scopes) empty() bool { return !l.all && len(l.list) == 0 }
-
-func (l *scopes) add(s *Scope) {
-	if s.selects(nil) {
-		l.all = true
-		return
-	}
-	if l.list == nil {
-		l.list = make(map[string]*Scope)
-	}
-	l.list[fmt.Sprint(*s)] = s // maps are printed in order
-}
-
-// settle finds out about workloads in advance.
-func (l *scopes) settle(workloads []*Workload) {
-	l.known = make(map[*Workload]bool, len(workloads))
-	for _, w := range workloads {
-		l.known[w] = l.selects(w)
-	}
-}
-
-// selects reports whether one of them has the workload.
-func (l *scopes) selects(w *Workload) bool {
-	if l.all || len(l.list) == 0 {
-		return l.all
-	}
-	if is, known := l.known[w]; known {
-		return is
-	}
-	for _, s := range l.list {
-		if s.selects(w) {
-			return true
-		}
-	}
-	return false
 }
 
 // ruleSet is what the rules of a Rules have in common.
@@ -205,5 +158,9 @@ func (s *snapshot) judge(v *view, report bool, entry Decision) (d Decision, told
 	if entry.Allow {
 		return entry, true
 	}
-	return Decision{Policy: policyRules, Rule: ruleNoAllow, Reason: "an ALLOW policy selects the destination, and no rule of one matches"}, true
+	reason := s.allowScopes.reason(v.Workload)
+	if reason == "" || report {
+		reason = "no ALLOW rule for the destination matches"
+	}
+	return Decision{Policy: policyRules, Rule: ruleNoAllow, Reason: reason}, true
 }

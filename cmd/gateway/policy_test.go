@@ -79,7 +79,7 @@ func TestPolicyCommands(t *testing.T) {
 		{"test without tests", istioPolicy, []string{"test", "p.yaml"}, 2, []string{"there is no test in p.yaml"}},
 
 		{"explain what is allowed", istioPolicy, []string{"explain", "--policy", "p.yaml", "--peer", client, "--dst", "10.0.0.9:8080"}, 0, []string{"allow by default/only-client (p.yaml:7)"}},
-		{"explain another port", istioPolicy, []string{"explain", "--policy", "p.yaml", "--peer", client, "--dst", "10.0.0.9:9090"}, 0, []string{"deny by no-allow"}},
+		{"explain another port", istioPolicy, []string{"explain", "--policy", "p.yaml", "--peer", client, "--dst", "10.0.0.9:9090"}, 0, []string{"deny by no-allow: no ALLOW rule for the destination matches: default/only-client (p.yaml:7)"}},
 		{"explain nobody", istioPolicy, []string{"explain", "--policy", "p.yaml", "--dst", "10.0.0.9:8080"}, 0, []string{"deny by no-allow"}},
 		{"explain another namespace", istioPolicy, []string{"explain", "--policy", "p.yaml", "--namespace", "shop", "--dst", "10.0.0.9:8080"}, 0, []string{"deny by unauthenticated"}},
 		{"explain with an entry", istioPolicy, []string{"explain", "--policy", "p.yaml", "--allow", "*", "--peer", client, "--dst", "10.0.0.9:9090"}, 0, []string{"allow by allow[0]"}},
