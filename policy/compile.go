@@ -33,13 +33,15 @@ type Config struct {
 	// those of a gateway's own use have to be written: "db.example.com:22".
 	Egress []string `yaml:"egress"`
 
-	// Files are files of policies: rules of this gateway's own, and AuthorizationPolicies of Istio as
+	// Files are files of policies: rules of this gateway's own, and AuthorizationPolicies and PeerAuthentications of Istio as
 	// `kubectl get -o yaml` prints them. `gateway policy check FILE` says what is wrong with one. A changed file is read
 	// again, and flows that it does not let pass any more end. Default: none.
 	Files []string `yaml:"files"`
 
 	// Rules are what was read from Files.
 	Rules []Rules `yaml:"-"`
+	// Peers are what was read from Files of peers without an identity.
+	Peers []PeerRule `yaml:"-"`
 	// Namespace is that of this gateway.
 	Namespace string `yaml:"-"`
 	// Workloads are all that requests will name; rules for others are left out. Nil: any may come.
@@ -80,7 +82,7 @@ func Compile(c Config) (*Policy, error) {
 	if faults = append(faults, more...); len(faults) > 0 {
 		return nil, errors.Join(faults...)
 	}
-	p.rules = rules
+	p.rules, p.peers = rules, compilePeers(&c)
 	return p, nil
 }
 

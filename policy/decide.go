@@ -85,14 +85,20 @@ type Policy struct {
 	patterns []pattern              // entries with a wildcard, in the order of the configuration
 	anyone   Decision               // the entry "any"; Allow is false when there is none
 	rules    *snapshot              // nil: none
+	peers    []PeerRule             // the narrowest first
 }
 
 // Decide tells whether the peer of r may pass and why. r must not be nil and is not kept. A request that is
 // allowed, or that a rule refuses, costs no allocation.
 //
-// A DENY rule stands above all. Where an ALLOW policy selects the workload, one of its kind has to match, or an entry of
+// A PeerRule that is strict refuses who has no identity. A DENY rule stands above all else. Where an ALLOW policy selects the workload, one of its kind has to match, or an entry of
 // Config.Allow to name the peer. Else the default policy and those entries decide.
 func (p *Policy) Decide(r *Request) Decision {
+	if r.Peer.IsZero() && len(p.peers) > 0 {
+		if strict := p.refusesNobody(r.Workload, r.Port); strict != nil {
+			return Decision{Policy: policyRules, Rule: strict.Name, Place: strict.Place, Reason: "its mode is STRICT: only peers that show an identity get in"}
+		}
+	}
 	if p.rules == nil {
 		return p.decideWithout(r)
 	}

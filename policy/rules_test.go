@@ -378,3 +378,39 @@ func TestSnapshotIsSmall(t *testing.T) {
 	runtime.KeepAlive(p)
 	runtime.KeepAlive(sets)
 }
+
+// Of rules for peers without an identity that of the narrowest scope counts, and of one scope the first.
+func TestPeerRules(t *testing.T) {
+	all := PeerRule{Name: "all", Strict: true}
+	own := PeerRule{Name: "own", Scope: Scope{Own: true}}
+	mine := PeerRule{Name: "mine", Scope: Scope{Namespace: "default", Labels: map[string]string{"app": "gw"}}, Strict: true, Ports: map[uint16]bool{9090: false}}
+	for _, tt := range []struct {
+		name  string
+		rules []PeerRule
+		dst   string
+		want  string // the rule that refuses, "" for none
+	}{
+		{"none", nil, "10.0.0.9:8080", ""},
+		{"for all", []PeerRule{all}, "10.0.0.9:8080", "all"},
+		{"a namespace before all", []PeerRule{all, own}, "10.0.0.9:8080", ""},
+		{"labels before a namespace", []PeerRule{own, all, mine}, "10.0.0.9:8080", "mine"},
+		{"a port before its rule", []PeerRule{own, all, mine}, "10.0.0.9:9090", ""},
+		{"one that leaves it to the wider", []PeerRule{{Name: "unset", Scope: Scope{Own: true}, Unset: true}, all}, "10.0.0.9:8080", "all"},
+		{"of another workload", []PeerRule{{Name: "other", Scope: Scope{Namespace: "default", Labels: map[string]string{"app": "x"}}, Strict: true}}, "10.0.0.9:8080", ""},
+		{"the first of two", []PeerRule{{Name: "one", Strict: true}, {Name: "two"}}, "10.0.0.9:8080", "one"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p, err := Compile(Config{Peers: tt.rules, Allow: []string{"any"}, Namespace: "default"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := p.Decide(asks(t, "", tt.dst))
+			if d.Allow != (tt.want == "") || !d.Allow && d.Rule != tt.want {
+				t.Errorf("Decide = %v by %s, want it to be refused by %q", d.Allow, d.Rule, tt.want)
+			}
+			if d := p.Decide(asks(t, webID, tt.dst)); !d.Allow {
+				t.Errorf("who has an identity is refused by %s", d.Rule)
+			}
+		})
+	}
+}

@@ -56,7 +56,7 @@ func checkFiles(cfg *Config, p *places, f *faults, log *slog.Logger) {
 	v := &validator{cfg: cfg, places: p, faults: f}
 	cfg.policies = readPolicies(cfg.Policy.Files, f)
 	cfg.policies.compile(nil, "")
-	cfg.Policy.Rules = cfg.policies.sets
+	cfg.Policy.Rules, cfg.Policy.Peers = cfg.policies.sets, cfg.policies.peers
 	if !cfg.Identity.IsZero() && cfg.Identity.Validate() == nil {
 		_, err := pki.Load(cfg.Identity, log)
 		v.join("identity", err)

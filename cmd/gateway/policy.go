@@ -17,7 +17,7 @@ func policyCommand() *cobra.Command {
 		Use:   "policy",
 		Short: "Check, test and explain policies",
 		Long: `Check, test and explain policies before they are live. A file has rules of this gateway's
-own, or AuthorizationPolicies of Istio as ` + "`kubectl get -o yaml`" + ` prints them, or both.`,
+own, or AuthorizationPolicies and PeerAuthentications of Istio as ` + "`kubectl get -o yaml`" + ` prints them, or both.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -67,7 +67,7 @@ func policyCheckCommand() *cobra.Command {
 			if err := p.test(io.Discard, rules, self); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, %s, all right\n", strings.Join(files, ", "), count(len(p.sets), "policy", "policies"), count(len(p.tests), "test", "tests"))
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, %s, all right\n", strings.Join(files, ", "), count(len(p.sets)+len(p.peers), "policy", "policies"), count(len(p.tests), "test", "tests"))
 			return failed(err)
 		},
 	}

@@ -21,6 +21,22 @@ spec:
     to: [{operation: {ports: ["8080"]}}]
 `
 
+// strictPeers lets nobody in without an identity, but to one workload, and there to all ports but one.
+const strictPeers = `apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: istio-system}
+spec: {mtls: {mode: STRICT}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: old, namespace: default}
+spec:
+  selector: {matchLabels: {app: old}}
+  mtls: {mode: PERMISSIVE}
+  portLevelMtls:
+    9090: {mode: STRICT}
+`
+
 // ownPolicy has rules of every kind, and tests.
 const ownPolicy = `rules:
 - name: orders
@@ -77,6 +93,12 @@ func TestPolicyCommands(t *testing.T) {
 		{"a test that fails", strings.Replace(ownPolicy, "want: allow", "want: deny", 1), []string{"check", "p.yaml"}, 2, []string{"p.yaml:10: wants deny orders, and gets: allow by orders (p.yaml:2)"}},
 		{"test", ownPolicy, []string{"test", "p.yaml"}, 0, []string{"ok    p.yaml:10: allow by orders (p.yaml:2)", "ok    p.yaml:12: deny by no-allow"}},
 		{"test without tests", istioPolicy, []string{"test", "p.yaml"}, 2, []string{"there is no test in p.yaml"}},
+
+		{"a strict peer authentication", strictPeers, []string{"explain", "--policy", "p.yaml", "--allow", "any", "--dst", "10.0.0.9:8080"}, 0, []string{"deny by istio-system/default (p.yaml:4): its mode is STRICT"}},
+		{"and who has an identity", strictPeers, []string{"explain", "--policy", "p.yaml", "--peer", client, "--dst", "10.0.0.9:8080"}, 0, []string{"allow by same-namespace"}},
+		{"and a workload for which it is permissive", strictPeers, []string{"explain", "--policy", "p.yaml", "--allow", "any", "--labels", "app=old", "--dst", "10.0.0.9:8080"}, 0, []string{"allow by allow[0]"}},
+		{"but for a port", strictPeers, []string{"explain", "--policy", "p.yaml", "--allow", "any", "--labels", "app=old", "--dst", "10.0.0.9:9090"}, 0, []string{"deny by default/old (p.yaml:9)"}},
+		{"a mode that is not supported", strings.Replace(strictPeers, "PERMISSIVE", "DISABLE", 1), []string{"check", "p.yaml"}, 2, []string{"p.yaml:11: spec.mtls.mode: DISABLE is not supported"}},
 
 		{"explain what is allowed", istioPolicy, []string{"explain", "--policy", "p.yaml", "--peer", client, "--dst", "10.0.0.9:8080"}, 0, []string{"allow by default/only-client (p.yaml:7)"}},
 		{"explain another port", istioPolicy, []string{"explain", "--policy", "p.yaml", "--peer", client, "--dst", "10.0.0.9:9090"}, 0, []string{"deny by no-allow: no ALLOW rule for the destination matches: default/only-client (p.yaml:7)"}},

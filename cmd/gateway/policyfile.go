@@ -83,6 +83,7 @@ type PolicyTest struct {
 // policies are what some files say.
 type policies struct {
 	sets   []policy.Rules
+	peers  []policy.PeerRule
 	places []*places // of each set
 	tests  []placedTest
 	faults *faults
@@ -207,25 +208,44 @@ func (p *policies) object(d *decoder, n *yaml.Node, at string) {
 			p.object(d, &m.Items[i], fmt.Sprintf("items[%d]", i))
 		}
 	case m.Kind == "AuthorizationPolicy" && (m.APIVersion == istioGroup+"v1" || m.APIVersion == istioGroup+"v1beta1"):
-		o := objectOf(&m.Metadata)
-		o.At, o.Place = at, func(at string) policy.Place { return p.place(d, at) }
-		if o.Name == "" {
-			p.note(d, path("metadata"), "metadata: name is missing; refusals are explained by it")
-		}
+		o := p.named(d, &m, at)
 		var spec policy.AuthorizationSpec
 		if m.Spec.Kind != 0 {
 			d.value(path("spec"), &m.Spec, reflect.ValueOf(&spec).Elem())
 		}
-		set, problems := spec.Set(&o)
-		for _, one := range problems {
-			var problem *policy.Problem
-			if errors.As(one, &problem) {
-				p.note(d, problem.At, problem.Error())
-			}
-		}
+		set, problems := spec.Set(o)
+		p.problems(d, problems)
 		p.add(d, set)
+	case m.Kind == "PeerAuthentication" && (m.APIVersion == istioGroup+"v1" || m.APIVersion == istioGroup+"v1beta1"):
+		o := p.named(d, &m, at)
+		var spec policy.PeerAuthenticationSpec
+		if m.Spec.Kind != 0 {
+			d.value(path("spec"), &m.Spec, reflect.ValueOf(&spec).Elem())
+		}
+		rule, problems := spec.Rule(o)
+		p.problems(d, problems)
+		p.peers = append(p.peers, rule)
 	default:
-		p.note(d, path("kind"), fmt.Sprintf("kind: %q of apiVersion %q is not supported; AuthorizationPolicy of %sv1 is, and rules of this gateway's own, without kind", m.Kind, m.APIVersion, istioGroup))
+		p.note(d, path("kind"), fmt.Sprintf("kind: %q of apiVersion %q is not supported; AuthorizationPolicy and PeerAuthentication of %sv1 are, and rules of this gateway's own, without kind", m.Kind, m.APIVersion, istioGroup))
+	}
+}
+
+// named is what an object is called, and where it stands.
+func (p *policies) named(d *decoder, m *manifest, at string) *policy.Object {
+	o := objectOf(&m.Metadata)
+	o.At, o.Place = at, func(at string) policy.Place { return p.place(d, at) }
+	if o.Name == "" {
+		p.note(d, strings.TrimPrefix(at+".metadata", "."), "metadata: name is missing; refusals are explained by it")
+	}
+	return &o
+}
+
+func (p *policies) problems(d *decoder, list []error) {
+	for _, one := range list {
+		var problem *policy.Problem
+		if errors.As(one, &problem) {
+			p.note(d, problem.At, problem.Error())
+		}
 	}
 }
 
@@ -246,7 +266,7 @@ func objectOf(metadata *yaml.Node) (o policy.Object) {
 
 // compile makes the policy of what was read and allow for a gateway of that namespace, and notes what is wrong.
 func (p *policies) compile(allow []string, namespace string) *policy.Policy {
-	rules, err := policy.Compile(policy.Config{Rules: p.sets, Allow: allow, Namespace: namespace})
+	rules, err := policy.Compile(policy.Config{Rules: p.sets, Peers: p.peers, Allow: allow, Namespace: namespace})
 	p.join(err)
 	return rules
 }
