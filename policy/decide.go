@@ -124,10 +124,10 @@ func (p *Policy) Decide(r *Request) Decision {
 func (p *Policy) decideWithout(r *Request) Decision {
 	if r.Peer.IsZero() {
 		switch {
-		case p.anyone.Allow:
-			return p.anyone
 		case r.Open != "":
 			return Decision{Allow: true, Policy: policyRoute, Rule: r.Open, Reason: "the route takes peers without an identity"}
+		case p.anyone.Allow:
+			return p.anyone
 		}
 		return Decision{
 			Policy: policyDefault,
