@@ -6,7 +6,6 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 
 	"culvert/pki/spiffe"
@@ -38,10 +37,7 @@ func compileRules(cfg *Config) (*snapshot, []error) {
 			continue
 		}
 		before := c.snapshot
-		scope := set.Scope
-		if scope.Own {
-			scope.Namespace, scope.Own = cfg.Namespace, false
-		}
+		scope := set.Scope.in(cfg.Namespace)
 		list := &allow
 		switch report := set.Mode == ModeReport; {
 		case set.Action == ActionDeny && report:
@@ -253,11 +249,11 @@ func (c *rulesCompiler) compare(a attribute, name, at, field string, values []st
 func (c *rulesCompiler) value(a attribute, value string) (fault string) {
 	switch a {
 	case ofPort:
-		n, err := strconv.ParseUint(value, 10, 16)
-		if err != nil || n == 0 || value[0] == '0' || value[0] == '+' {
+		port, ok := parsePort(value)
+		if !ok {
 			return "is no port; it should be a number from 1 to 65535"
 		}
-		c.ports = append(c.ports, uint16(n))
+		c.ports = append(c.ports, port)
 		return ""
 	case ofSourceIP, ofRemoteIP, ofDestinationIP:
 		prefix, fault := parseBlock(value)

@@ -3,7 +3,6 @@ package policy
 import (
 	"fmt"
 	"slices"
-	"strconv"
 )
 
 // PeerRule says whether peers without an identity may reach a workload, as a PeerAuthentication of Istio does.
@@ -57,8 +56,8 @@ func (a *PeerAuthenticationSpec) Rule(o *Object) (PeerRule, []error) {
 	r.Strict, r.Unset = mode("mtls.mode", a.MTLS.Mode)
 	for text, one := range a.PortLevelMTLS {
 		at := "portLevelMtls." + text
-		port, err := strconv.ParseUint(text, 10, 16)
-		if err != nil || port == 0 {
+		port, ok := parsePort(text)
+		if !ok {
 			problem(at, "%q is no port; it should be a number from 1 to 65535", text)
 			continue
 		}
@@ -72,7 +71,7 @@ func (a *PeerAuthenticationSpec) Rule(o *Object) (PeerRule, []error) {
 		if r.Ports == nil {
 			r.Ports = make(map[uint16]bool)
 		}
-		r.Ports[uint16(port)] = strict
+		r.Ports[port] = strict
 	}
 	return r, problems
 }
@@ -92,9 +91,7 @@ func (s *Scope) width() int {
 func compilePeers(c *Config) []PeerRule {
 	list := slices.Clone(c.Peers)
 	for i := range list {
-		if s := &list[i].Scope; s.Own {
-			s.Namespace, s.Own = c.Namespace, false
-		}
+		list[i].Scope = list[i].Scope.in(c.Namespace)
 	}
 	slices.SortStableFunc(list, func(a, b PeerRule) int { return a.Scope.width() - b.Scope.width() })
 	return list

@@ -165,6 +165,14 @@ type RuleError struct {
 // Error returns path and reason on one line.
 func (e *RuleError) Error() string { return e.At + ": " + e.Reason }
 
+// in is the scope as a gateway of that namespace understands it: what is its own is told by name.
+func (s Scope) in(namespace string) Scope {
+	if s.Own {
+		s.Namespace, s.Own = namespace, false
+	}
+	return s
+}
+
 // selects reports whether the scope has w; nil is a workload that nobody knows.
 func (s *Scope) selects(w *Workload) bool {
 	if s.Namespace == "" && !s.Own && len(s.Labels) == 0 && len(s.Names) == 0 {

@@ -198,6 +198,12 @@ func (p *policies) object(d *decoder, n *yaml.Node, at string) {
 	var m manifest
 	d.value(at, n, reflect.ValueOf(&m).Elem())
 	path := func(field string) string { return strings.TrimPrefix(at+"."+field, ".") }
+	istio := m.APIVersion == istioGroup+"v1" || m.APIVersion == istioGroup+"v1beta1"
+	spec := func(of any) {
+		if m.Spec.Kind != 0 {
+			d.value(path("spec"), &m.Spec, reflect.ValueOf(of).Elem())
+		}
+	}
 	switch {
 	case m.Kind == "List" && m.APIVersion == "v1", m.Kind == "AuthorizationPolicyList" && strings.HasPrefix(m.APIVersion, istioGroup):
 		if at != "" {
@@ -207,22 +213,18 @@ func (p *policies) object(d *decoder, n *yaml.Node, at string) {
 		for i := range m.Items {
 			p.object(d, &m.Items[i], fmt.Sprintf("items[%d]", i))
 		}
-	case m.Kind == "AuthorizationPolicy" && (m.APIVersion == istioGroup+"v1" || m.APIVersion == istioGroup+"v1beta1"):
+	case m.Kind == "AuthorizationPolicy" && istio:
 		o := p.named(d, &m, at)
-		var spec policy.AuthorizationSpec
-		if m.Spec.Kind != 0 {
-			d.value(path("spec"), &m.Spec, reflect.ValueOf(&spec).Elem())
-		}
-		set, problems := spec.Set(o)
+		var a policy.AuthorizationSpec
+		spec(&a)
+		set, problems := a.Set(o)
 		p.problems(d, problems)
 		p.add(d, set)
-	case m.Kind == "PeerAuthentication" && (m.APIVersion == istioGroup+"v1" || m.APIVersion == istioGroup+"v1beta1"):
+	case m.Kind == "PeerAuthentication" && istio:
 		o := p.named(d, &m, at)
-		var spec policy.PeerAuthenticationSpec
-		if m.Spec.Kind != 0 {
-			d.value(path("spec"), &m.Spec, reflect.ValueOf(&spec).Elem())
-		}
-		rule, problems := spec.Rule(o)
+		var a policy.PeerAuthenticationSpec
+		spec(&a)
+		rule, problems := a.Rule(o)
 		p.problems(d, problems)
 		p.peers = append(p.peers, rule)
 	default:
