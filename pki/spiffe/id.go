@@ -16,13 +16,13 @@ const (
 	scheme = "spiffe://"
 )
 
-// ID is a SPIFFE ID with a path: the name of one workload. IDs are comparable with == and usable as map
-// keys. The zero ID names nobody; it is what an unauthenticated peer has. An ID that is not zero has
-// passed Parse, so its text holds only the letters that SPIFFE-ID, section 2 allows and can be written
-// to logs and headers as it is.
+// ID is the name of one workload: a SPIFFE ID with a path, or the name of a self-made key (see ParseKey). IDs
+// are comparable with == and usable as map keys. The zero ID names nobody; it is what an unauthenticated peer has.
+// An ID that is not zero has passed Parse or ParseKey, so its text holds only the letters that SPIFFE-ID, section 2
+// allows and can be written to logs and headers as it is.
 type ID struct {
 	uri   string // whole text, "" in the zero ID
-	tdLen int    // length of the trust domain; it follows from uri, so equal texts are equal IDs
+	tdLen int    // length of the trust domain; it follows from uri, so equal texts are equal IDs; 0: the name of a key
 }
 
 // ParseError says why a text is not a SPIFFE ID, or why a certificate has none.
@@ -99,17 +99,18 @@ func (id ID) String() string { return id.uri }
 // IsZero reports whether id names nobody.
 func (id ID) IsZero() bool { return id.uri == "" }
 
-// TrustDomain returns the trust domain name, such as cluster.local, or "" for the zero ID.
+// TrustDomain returns the trust domain name, such as cluster.local, or "" for the zero ID. A self-made key is a trust
+// domain of its own: it is the whole name then, which no SPIFFE ID can have, as it holds a colon.
 func (id ID) TrustDomain() string {
-	if id.IsZero() {
-		return ""
+	if id.tdLen == 0 {
+		return id.uri
 	}
 	return id.uri[len(scheme) : len(scheme)+id.tdLen]
 }
 
-// Path returns the path with its leading slash, or "" for the zero ID.
+// Path returns the path with its leading slash, or "" for the zero ID and for a self-made key.
 func (id ID) Path() string {
-	if id.IsZero() {
+	if id.tdLen == 0 {
 		return ""
 	}
 	return id.uri[len(scheme)+id.tdLen:]
@@ -130,13 +131,13 @@ func (id ID) ServiceAccount() string {
 // MarshalText returns the ID as String does.
 func (id ID) MarshalText() ([]byte, error) { return []byte(id.uri), nil }
 
-// UnmarshalText reads an ID as Parse does; an empty text is the zero ID.
+// UnmarshalText reads an ID as ParseName does; an empty text is the zero ID.
 func (id *ID) UnmarshalText(text []byte) error {
 	if len(text) == 0 {
 		*id = ID{}
 		return nil
 	}
-	parsed, err := Parse(string(text))
+	parsed, err := ParseName(string(text))
 	if err != nil {
 		return err
 	}
