@@ -59,6 +59,8 @@ type Decision struct {
 	// Reason is one plain sentence for the operator of this gateway, without a full stop. It may name
 	// addresses and identities, so a peer is not shown it.
 	Reason string
+	// Obligations are what has to be done with the flow if it is allowed, nil for nothing.
+	Obligations *Obligations
 	// Report is what would have been decided with the rules whose mode is report, where that is something else.
 	Report *Decision
 }
