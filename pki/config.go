@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// defaultPoll is how often files are looked at for a change: three stat calls, and soon enough for a person who
-// waits.
-const defaultPoll = time.Second
+// defaultPoll is how often files are looked at for a change: a few stat calls, and soon enough for a flow to end within
+// a second of the revocation of its peer.
+const defaultPoll = 500 * time.Millisecond
 
 // minPoll keeps a mistyped interval from becoming a busy loop.
 const minPoll = 10 * time.Millisecond
@@ -25,13 +25,26 @@ type Config struct {
 	Key string `yaml:"key"`
 	// Roots is a PEM file with the CA certificates that sign the identities of this trust domain, 500 at most.
 	Roots string `yaml:"roots"`
-	// Poll is how often the three files are looked at for a change. Default 1s, at least 10ms; negative: only on
+	// WorkloadAPI is the address of the SPIFFE Workload API that gives the identity and the roots, such as
+	// `unix:///run/spire/agent.sock`. It stands instead of cert, key and roots.
+	WorkloadAPI string `yaml:"workloadAPI"`
+	// SelfMade takes a key of one's own as the identity, `key:NAME`, without a CA. It is made on first start, kept in the
+	// state folder, and believed by peers whose `trust.keys` has it. It stands instead of cert, key and roots.
+	SelfMade bool `yaml:"selfMade"`
+	// Poll is how often the three files are looked at for a change. Default 500ms, at least 10ms; negative: only on
 	// SIGHUP.
 	Poll time.Duration `yaml:"poll"`
+
+	// Trust says whom to believe besides.
+	Trust TrustConfig `yaml:"-"`
+	// State is a folder for what has to be kept: bundles that were fetched, and identities that are not in files of others.
+	State string `yaml:"-"`
 }
 
-// IsZero reports whether c names no file.
-func (c *Config) IsZero() bool { return c.Cert == "" && c.Key == "" && c.Roots == "" }
+// IsZero reports whether c names no source, so that the identity is made and kept in the state folder.
+func (c *Config) IsZero() bool { return !c.hasFiles() && c.WorkloadAPI == "" && !c.SelfMade }
+
+func (c *Config) hasFiles() bool { return c.Cert != "" || c.Key != "" || c.Roots != "" }
 
 // Validate reports all problems that can be seen without reading a file, joined; each is a *ConfigError.
 func (c *Config) Validate() error {
@@ -40,10 +53,14 @@ func (c *Config) Validate() error {
 		{"cert", c.Cert, "the certificate"}, {"key", c.Key, "its private key"}, {"roots", c.Roots, "the CA certificates to trust"},
 	}
 	for _, f := range fields {
-		if f.file == "" && !c.IsZero() {
+		if f.file == "" && c.hasFiles() {
 			errs = append(errs, &ConfigError{Field: f.name, Reason: Missing, Detail: "is missing",
 				Mend: "cert, key and roots go together: name the PEM file with " + f.what + ", or leave all three out"})
 		}
+	}
+	if c.WorkloadAPI != "" && (c.hasFiles() || c.SelfMade) || c.SelfMade && c.hasFiles() {
+		errs = append(errs, &ConfigError{Field: "workloadAPI", Reason: BadValue, Detail: "there is more than one source of the identity",
+			Mend: "keep one of: cert, key and roots; workloadAPI; selfMade"})
 	}
 	if c.Poll > 0 && c.Poll < minPoll {
 		errs = append(errs, &ConfigError{Field: "poll", Reason: BadValue, Detail: fmt.Sprintf("%v is too often", c.Poll),

@@ -12,10 +12,12 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
 
+	"culvert/pki/keyaddr"
 	"culvert/pki/spiffe"
 )
 
@@ -25,9 +27,11 @@ const maxShownName = 200
 // Description tells a person what one block of a PEM file is. Texts that come out of the block are quoted where they
 // hold control characters, so they can be printed to a terminal.
 type Description struct {
-	Kind        string    // "certificate", "CA certificate", "private key", or the PEM type of a block that is neither
-	Key         string    // kind of key, such as "ECDSA P-256"
-	ID          spiffe.ID // the SPIFFE ID, zero if there is none
+	Kind        string     // "certificate", "CA certificate", "private key", or the PEM type of a block that is neither
+	Key         string     // kind of key, such as "ECDSA P-256"
+	ID          spiffe.ID  // the SPIFFE ID, zero if there is none
+	KeyID       spiffe.ID  // how lists of self-made keys and policy name its key, zero for kinds of keys that have no name
+	Address     netip.Addr // the IPv6 address that follows from the key (keyaddr.V2), for keys that have a name
 	Subject     string
 	Issuer      string
 	Serial      string // hexadecimal
@@ -61,7 +65,9 @@ func Describe(data []byte) ([]Description, error) {
 				errs = append(errs, fmt.Errorf("block %d: %w", n, err))
 				continue
 			}
-			found = append(found, Description{Kind: "private key", Key: keyKind(signer.Public())})
+			d := Description{Kind: "private key", Key: keyKind(signer.Public())}
+			d.nameKey(signer.Public())
+			found = append(found, d)
 		default:
 			found = append(found, Description{Kind: printable(block.Type)})
 		}
@@ -88,6 +94,10 @@ func (d Description) String() string {
 		line("valid", stamp(d.NotBefore)+" to "+stamp(d.NotAfter))
 	}
 	line("key", d.Key)
+	line("key name", d.KeyID.String())
+	if d.Address.IsValid() {
+		line("address", d.Address.String())
+	}
 	line("names", strings.Join(d.Names, " "))
 	line("usage", strings.Join(d.Usages, " "))
 	line("serial", d.Serial)
@@ -112,6 +122,8 @@ func describeCertificate(c *x509.Certificate, now time.Time) Description {
 	}
 	if c.IsCA {
 		d.Kind = "CA certificate"
+	} else if d.nameKey(c.PublicKey); isSelfMade([]*x509.Certificate{c}) {
+		d.Kind = "certificate of a self-made key"
 	} else {
 		id, err := spiffe.FromCertificate(c)
 		if d.ID = id; err != nil {
@@ -124,6 +136,16 @@ func describeCertificate(c *x509.Certificate, now time.Time) Description {
 	_, detail := timeProblem(c, now)
 	problem(detail)
 	return d
+}
+
+// nameKey fills in what follows from a key.
+func (d *Description) nameKey(pub crypto.PublicKey) {
+	id, err := keyID(pub)
+	if err != nil {
+		return // RSA and other curves have no name
+	}
+	d.KeyID = id
+	d.Address, _ = keyaddr.V2(pub) // it has a name, so it has an address
 }
 
 // keyKind names the kind and size of a public key.

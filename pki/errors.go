@@ -42,11 +42,14 @@ const (
 	OtherDomain   Reason = "other-domain"   // the trust domain is not ours
 	NotAllowed    Reason = "not-allowed"    // the caller's function refused the identity
 	BadALPN       Reason = "bad-alpn"       // the server did not choose h2
+	Revoked       Reason = "revoked"        // a revocation list has a certificate of the chain
+	StaleCRL      Reason = "stale-crl"      // the revocation list of its CA is overdue, and trust.staleCRL is refuse
+	UnknownKey    Reason = "unknown-key"    // a self-made key that no list has, or whose entry has expired
 )
 
 // ConfigError is a problem of a setting or of a file that it names. Its text says what is wrong and what to do.
 type ConfigError struct {
-	Field  string // the field of Config: cert, key, roots, poll; for a state folder the name of the file
+	Field  string // the field of Config: cert, key, roots, poll; "trust." and one of TrustConfig; for a state folder the name of the file
 	File   string // the file as it was named, "" if the setting itself is the problem
 	Reason Reason
 	Detail string // what is wrong, in plain words

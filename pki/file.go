@@ -11,14 +11,21 @@ import (
 	"time"
 )
 
-// Load reads and checks the files of cfg once, as OpenFiles does at its start, and starts nothing. Every problem is
-// reported at once, joined, each a *ConfigError; what does not hinder is logged as a warning.
-func Load(cfg Config, log *slog.Logger) (*Material, error) {
-	m, err := loadSettled(&cfg)
-	if err != nil {
+// Load reads and checks the files of cfg once, as Open does at its start, and starts nothing. Every problem is reported at
+// once, joined, each a *ConfigError; what does not hinder is logged as a warning. Without files of an identity those of
+// cfg.Trust are read, and the Material is nil.
+func Load(cfg Config, log *slog.Logger) (m *Material, err error) {
+	if cfg.hasFiles() {
+		m, err = loadSettled(&cfg)
+	}
+	t, trustErr := loadTrust(&cfg.Trust, cfg.State, time.Now())
+	if err = errors.Join(err, trustErr); err != nil {
 		return nil, err
 	}
-	m.logWarnings(log)
+	if m != nil {
+		m = m.withTrust(t)
+		m.logWarnings(log)
+	}
 	return m, nil
 }
 

@@ -36,9 +36,12 @@ type Material struct {
 	NotBefore   time.Time       // when the leaf begins to be valid
 	NotAfter    time.Time       // when the leaf ends to be valid
 
-	chain    []*x509.Certificate // leaf and intermediates
-	warnings []string            // what a person should know and that does not hinder: logged when the material comes into use
-	digest   [sha256.Size]byte   // of everything it was made from
+	chain     []*x509.Certificate       // leaf and intermediates
+	warnings  []string                  // what a person should know and that does not hinder: logged when the material comes into use
+	digest    [sha256.Size]byte         // of everything it was made from
+	own       [sha256.Size]byte         // of that without trust
+	federated map[string]*x509.CertPool // CAs of other trust domains that came with it
+	trust     *trust                    // whom it believes besides; nil: nobody
 }
 
 // String returns who it is and how long, without the key.
@@ -104,6 +107,7 @@ func parse(cert, key, roots *input, now time.Time) (*Material, error) {
 		warnings: append(warnings, chainWarnings(chain, pool, now)...),
 		digest:   digest(cert.data, key.data, roots.data),
 	}
+	m.own = m.digest
 	for _, c := range chain {
 		m.Certificate.Certificate = append(m.Certificate.Certificate, c.Raw)
 	}

@@ -1,6 +1,8 @@
 package pki
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -20,8 +22,13 @@ type Source struct {
 	certFile string                    // for messages, "" if there is none
 	paths    []string                  // the files to look at
 	load     func() (*Material, error) // reads all of it anew; nil in a fixed Source
+	end      func()                    // ends what load depends on; nil: nothing
 	renew    func() error              // makes a new identity if the time has come; nil if that is not for us to do
 	interval time.Duration             // between looks at the files, 0 = never
+	trust    *TrustConfig              // whom to believe besides
+	state    string                    // the folder for fetched bundles
+	fetches  []*bundleFetch            // bundles that are fetched
+	pushed   chan struct{}             // tells watchLoop that load has something new; of one place
 	stop     chan struct{}             // closed by Close
 	done     chan struct{}             // closed when watchLoop has ended
 
@@ -42,12 +49,26 @@ type Source struct {
 	warnedOver *Material // the material whose end was logged
 }
 
+// Open takes the identity from where cfg says: files, a Workload API, a key of one's own, or else a CA and an identity
+// that are made and kept in cfg.State for a host of that name. See OpenFiles, OpenWorkloadAPI, OpenSelfMade and OpenState.
+func Open(ctx context.Context, cfg Config, host string, log *slog.Logger) (*Source, error) {
+	switch {
+	case cfg.hasFiles():
+		return OpenFiles(cfg, log)
+	case cfg.WorkloadAPI != "":
+		return OpenWorkloadAPI(ctx, cfg, log)
+	case cfg.SelfMade:
+		return OpenSelfMade(cfg, log)
+	}
+	return openKept(cfg, host, log)
+}
+
 // OpenFiles reads the identity that cfg names and follows its files. Every problem is reported at once, joined,
 // each a *ConfigError. When a file changes later, all three are read again, and the new material replaces the old
 // one only if all of it is good together; otherwise the old one stays, the log says why, once, and each look tries
 // again. cfg.Validate must have cert, key and roots set. Close ends it.
 func OpenFiles(cfg Config, log *slog.Logger) (*Source, error) {
-	if cfg.IsZero() {
+	if !cfg.hasFiles() {
 		return nil, &ConfigError{Field: "cert", Reason: Missing, Detail: "is missing", Mend: "name the PEM files of cert, key and roots"}
 	}
 	s := newSource(log, &cfg, func() (*Material, error) { return loadSettled(&cfg) })
@@ -63,10 +84,17 @@ func Fixed(m *Material) *Source {
 
 // newSource makes a Source that is not started.
 func newSource(log *slog.Logger, cfg *Config, load func() (*Material, error)) *Source {
-	return &Source{
-		log: log, certFile: cfg.Cert, paths: []string{cfg.Cert, cfg.Key, cfg.Roots}, load: load, interval: cfg.pollInterval(),
-		stop: make(chan struct{}), done: make(chan struct{}), changed: make(chan struct{}),
+	s := &Source{
+		log: log, certFile: cfg.Cert, paths: cfg.Trust.paths(cfg.State), load: load, interval: cfg.pollInterval(),
+		trust: &cfg.Trust, state: cfg.State, fetches: newFetches(&cfg.Trust, cfg.State, log),
+		pushed: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), changed: make(chan struct{}),
 	}
+	for _, file := range []string{cfg.Cert, cfg.Key, cfg.Roots} {
+		if file != "" {
+			s.paths = append(s.paths, file)
+		}
+	}
+	return s
 }
 
 // start loads for the first time and begins to watch.
@@ -74,13 +102,20 @@ func (s *Source) start() (*Source, error) {
 	if err := s.Reload(); err != nil {
 		return nil, err
 	}
-	if s.interval == 0 {
-		close(s.done)
-		return s, nil
+	for _, f := range s.fetches {
+		f.start()
 	}
 	// Close ends it and waits for it.
 	go s.watchLoop()
 	return s, nil
+}
+
+// push has watchLoop load what is new.
+func (s *Source) push() {
+	select {
+	case s.pushed <- struct{}{}:
+	default: // it has been told
+	}
 }
 
 // Current returns the material to use now. It never returns nil and does not block.
@@ -118,7 +153,15 @@ func (s *Source) Close() error {
 	if s.load == nil {
 		return nil
 	}
-	s.closeOnce.Do(func() { close(s.stop) })
+	s.closeOnce.Do(func() {
+		close(s.stop)
+		if s.end != nil {
+			s.end()
+		}
+		for _, f := range s.fetches {
+			f.close()
+		}
+	})
 	<-s.done
 	return nil
 }
@@ -130,7 +173,7 @@ func (s *Source) LogValue() slog.Value { return s.Current().LogValue() }
 func (s *Source) reload() error {
 	s.seen = statAll(s.paths)
 	s.unsure = true
-	m, err := s.load()
+	m, err := s.loadAll()
 	if err != nil {
 		return err
 	}
@@ -145,9 +188,12 @@ func (s *Source) reload() error {
 	if old == nil {
 		return nil
 	}
-	if old.ID == m.ID {
+	switch {
+	case old.own == m.own:
+		s.log.Info("trust changed", "id", m.ID.String())
+	case old.ID == m.ID:
 		s.log.Info("identity renewed", "id", m.ID.String(), "not_after", m.NotAfter)
-	} else {
+	default:
 		s.log.Warn("identity changed to another name", "id", m.ID.String(), "old", old.ID.String(), "not_after", m.NotAfter)
 	}
 	s.changedMu.Lock()
@@ -157,16 +203,36 @@ func (s *Source) reload() error {
 	return nil
 }
 
+// loadAll loads the identity and whom it believes.
+func (s *Source) loadAll() (*Material, error) {
+	m, err := s.load()
+	if s.trust == nil || s.trust.IsZero() {
+		return m, err
+	}
+	t, trustErr := loadTrust(s.trust, s.state, time.Now())
+	if err = errors.Join(err, trustErr); err != nil {
+		return nil, err
+	}
+	return m.withTrust(t), nil
+}
+
 // watchLoop looks at the files until Close.
 func (s *Source) watchLoop() {
 	defer close(s.done)
-	tick := time.NewTicker(s.interval)
-	defer tick.Stop()
+	var ticks <-chan time.Time // nil: files are looked at on SIGHUP only
+	if s.interval > 0 {
+		tick := time.NewTicker(s.interval)
+		defer tick.Stop()
+		ticks = tick.C
+	}
 	for {
 		select {
 		case <-s.stop:
 			return
-		case <-tick.C:
+		case <-s.pushed:
+			s.reloadPushed()
+			continue
+		case <-ticks:
 		}
 		s.renewIfDue()
 		s.reloadIfChanged()
@@ -175,13 +241,25 @@ func (s *Source) watchLoop() {
 }
 
 // reloadIfChanged reloads when the files look different from last time, or when the last look was not to be relied
-// on. A failure is logged when it is another than the last one.
+// on.
 func (s *Source) reloadIfChanged() {
 	s.reloadMu.Lock()
 	defer s.reloadMu.Unlock()
 	if !s.unsure && s.seen.same(statAll(s.paths)) {
 		return
 	}
+	s.reloadAndLog()
+}
+
+// reloadPushed reloads what was pushed.
+func (s *Source) reloadPushed() {
+	s.reloadMu.Lock()
+	defer s.reloadMu.Unlock()
+	s.reloadAndLog()
+}
+
+// reloadAndLog reloads, and logs a failure when it is another than the last one. The caller holds reloadMu.
+func (s *Source) reloadAndLog() {
 	last := s.lastErr
 	if err := s.reload(); err != nil && err.Error() != last {
 		s.lastErr = err.Error()

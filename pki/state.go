@@ -48,7 +48,13 @@ type state struct {
 // Processes that share dir lock it (flock) while they write and share the identity. OpenState blocks for the lock
 // for at most ten seconds. Close ends the Source.
 func OpenState(dir, host string, log *slog.Logger) (*Source, error) {
-	return newState(dir, host, log).open()
+	return openKept(Config{State: dir}, host, log)
+}
+
+func openKept(cfg Config, host string, log *slog.Logger) (*Source, error) {
+	st := newState(cfg.State, host, log)
+	st.cfg.Trust, st.cfg.State, st.cfg.Poll = cfg.Trust, cfg.State, cfg.Poll
+	return st.open()
 }
 
 func newState(dir, host string, log *slog.Logger) *state {

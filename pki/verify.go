@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -25,7 +26,32 @@ func PeerID(cs tls.ConnectionState) (spiffe.ID, error) {
 	if !cs.HandshakeComplete || len(cs.PeerCertificates) == 0 {
 		return spiffe.ID{}, &PeerError{Reason: NoCertificate, Detail: "it has not been authenticated"}
 	}
-	return spiffe.FromCertificate(cs.PeerCertificates[0])
+	return identityOf(cs.PeerCertificates)
+}
+
+// Identify is PeerID for a peer at an address, which a list of self-made keys may have bound its key to; then the error is
+// a *PeerError.
+func (s *Source) Identify(cs *tls.ConnectionState, at netip.Addr) (spiffe.ID, error) {
+	id, err := PeerID(*cs)
+	if err != nil || !id.IsKey() {
+		return id, err
+	}
+	if t := s.Current().trust; t != nil {
+		if pinned, ok := t.keys[id]; ok && pinned.from != nil && !pinned.from(at.Unmap().WithZone("")) {
+			return id, &PeerError{Reason: UnknownKey, ID: id, Detail: fmt.Sprintf("its entry (%s:%d) does not let it come from %s", pinned.file, pinned.line, at)}
+		}
+	}
+	return id, nil
+}
+
+// Doubt returns why a peer whose connection stands is not believed any more, by the certificates that it has shown, nil
+// while it is. server tells that it was connected to: then a self-made key needs no entry in a list. The error is a
+// *PeerError.
+func (s *Source) Doubt(certs []*x509.Certificate, server bool) error {
+	if server {
+		return verifyPeer(s.Current(), certs, x509.ExtKeyUsageServerAuth, func(spiffe.ID) error { return nil }, time.Now())
+	}
+	return verifyPeer(s.Current(), certs, x509.ExtKeyUsageClientAuth, nil, time.Now())
 }
 
 // SameNamespace returns a function for ServerTLS and ClientTLS that allows peers of the trust domain and
@@ -64,16 +90,72 @@ func verifyPeer(m *Material, certs []*x509.Certificate, role x509.ExtKeyUsage, v
 	}
 	leaf := certs[0]
 	// First of all who it says it is, so that every refusal can be recorded with it.
-	id, idErr := spiffe.FromCertificate(leaf)
+	id, idErr := identityOf(certs)
 	refuse := func(reason Reason, err error, format string, args ...any) error {
 		return &PeerError{Reason: reason, ID: id, Detail: fmt.Sprintf(format, args...), Err: err}
 	}
 	if idErr != nil {
 		return refuse(NoIdentity, idErr, "its certificate names no workload")
 	}
-	if id.TrustDomain() != m.ID.TrustDomain() {
-		return refuse(OtherDomain, nil, "trust domain %q is not ours, %q", id.TrustDomain(), m.ID.TrustDomain())
+	roots := m.believes(id.TrustDomain())
+	if roots == nil && !id.IsKey() {
+		return refuse(OtherDomain, nil, "trust domain %q is not ours, %q; trust.domains may name it", id.TrustDomain(), m.ID.TrustDomain())
 	}
+	if err := certificatesProblem(certs, role, now, refuse); err != nil {
+		return err
+	}
+	if id.IsKey() {
+		return verifyKey(m, id, role, verify, now, refuse)
+	}
+	chains, err := leaf.Verify(verifyOptions(certs, roots, role, now))
+	if err != nil {
+		if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown {
+			return refuse(Untrusted, err, "its certificate, issued by %s, does not lead to our roots; add its CA there if it is to be trusted",
+				nameText(leaf.Issuer))
+		}
+		return refuse(Untrusted, err, "its certificate chain is not valid")
+	}
+	if m.trust != nil {
+		if reason, detail := m.trust.revoked.problem(chains, now); reason != "" {
+			return refuse(reason, nil, "%s", detail)
+		}
+	}
+	if verify != nil {
+		if err := verify(id); err != nil {
+			return refuse(NotAllowed, err, "it is not allowed here")
+		}
+	}
+	return nil
+}
+
+// verifyKey decides about a peer with a self-made key: a list has it, or this is the server that is expected to have it.
+func verifyKey(m *Material, id spiffe.ID, role x509.ExtKeyUsage, verify func(spiffe.ID) error, now time.Time, refuse refuseFunc) error {
+	pinned, known := pinnedKey{}, false
+	if m.trust != nil {
+		pinned, known = m.trust.keys[id]
+	}
+	known = known || id == m.ID
+	if known {
+		if problem := pinned.problem(now); problem != "" {
+			return refuse(UnknownKey, nil, "%s", problem)
+		}
+	} else if role != x509.ExtKeyUsageServerAuth || verify == nil {
+		return refuse(UnknownKey, nil, "its key is self-made, and no file of trust.keys has it; add the line %s if it is to be trusted", id)
+	}
+	if verify != nil {
+		if err := verify(id); err != nil {
+			return refuse(NotAllowed, err, "it is not allowed here")
+		}
+	}
+	return nil
+}
+
+// refuseFunc makes a *PeerError.
+type refuseFunc func(reason Reason, err error, format string, args ...any) error
+
+// certificatesProblem checks what can be seen of certificates without knowing who has signed them.
+func certificatesProblem(certs []*x509.Certificate, role x509.ExtKeyUsage, now time.Time, refuse refuseFunc) error {
+	leaf := certs[0]
 	if len(certs) > maxChain {
 		return refuse(TooMany, nil, "it sent %d certificates; at most %d are taken", len(certs), maxChain)
 	}
@@ -90,18 +172,6 @@ func verifyPeer(m *Material, certs []*x509.Certificate, role x509.ExtKeyUsage, v
 	}
 	if !hasUsage(leaf, role) {
 		return refuse(BadUsage, nil, "its certificate is not for TLS %s; issue it with serverAuth and clientAuth", roleName(role))
-	}
-	if _, err := leaf.Verify(verifyOptions(certs, m.Roots, role, now)); err != nil {
-		if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown {
-			return refuse(Untrusted, err, "its certificate, issued by %s, does not lead to our roots; add its CA there if it is to be trusted",
-				nameText(leaf.Issuer))
-		}
-		return refuse(Untrusted, err, "its certificate chain is not valid")
-	}
-	if verify != nil {
-		if err := verify(id); err != nil {
-			return refuse(NotAllowed, err, "it is not allowed here")
-		}
 	}
 	return nil
 }

@@ -336,6 +336,9 @@ func (m *stringMatch) checkIdentity(a attribute, namespace string) (fault string
 		if strings.HasPrefix(m.text, scheme) {
 			return "begins with spiffe://, which principals are written without"
 		}
+		if strings.HasPrefix(m.text, "key:") {
+			return keyFault(m)
+		}
 		if fault := foreignText(m.text); fault != "" {
 			return fault
 		}
@@ -348,6 +351,18 @@ func (m *stringMatch) checkIdentity(a attribute, namespace string) (fault string
 		if strings.Trim(m.text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") != "" {
 			return "is no namespace, which has letters, digits, \".\", \"-\" and \"_\""
 		}
+	}
+	return ""
+}
+
+// keyFault says what is wrong with the name of a self-made key, "" if it is right. Names of keys have no parts that a
+// prefix could stand for.
+func keyFault(m *stringMatch) string {
+	if m.kind != isExactly {
+		return "has a \"*\" in the name of a key; write the whole name"
+	}
+	if _, err := spiffe.ParseKey(m.text); err != nil {
+		return "is no name of a key; write key: and its 52 letters"
 	}
 	return ""
 }

@@ -77,6 +77,13 @@ func parsePrincipal(entry string) (p principal, fault string) {
 	if text == "*" {
 		return principal{kind: present}, ""
 	}
+	if strings.HasPrefix(text, "key:") {
+		id, err := spiffe.ParseKey(text)
+		if err != nil {
+			return p, "is no name of a key; write key: and its 52 letters, as `gateway cert show` prints it"
+		}
+		return principal{kind: exactly, id: id}, ""
+	}
 	if fault = foreignText(text); fault != "" {
 		return p, fault
 	}

@@ -28,11 +28,14 @@ type serverConn struct {
 	g       *Gateway
 	l       *listener
 	conn    *h2.Conn
-	peer    spiffe.ID
+	proof   *proof
 	source  netip.AddrPort
 	dialled netip.Addr
+	checked uint64 // Gateway.rechecks before its handshake
 
-	trust atomic.Pointer[trust] // as the plan that was current last has it
+	trust    atomic.Pointer[trust] // as the plan that was current last has it
+	disowned atomic.Pointer[Error] // why its peer is not believed any more; nil: it is
+	retiring atomic.Bool           // its peer's certificate has expired
 
 	mu    sync.Mutex
 	ended int64 // streams that are over; guarded by mu
@@ -48,7 +51,8 @@ type trust struct {
 // meet authenticates a peer and begins to serve the streams of its connection; nil where there is none.
 func (l *listener) meet(nc net.Conn, conf *listenerConf) *serverConn {
 	g := l.g
-	tc, peer, err := l.authenticate(nc, conf)
+	checked := g.rechecks.Load()
+	tc, proof, err := l.authenticate(nc, conf)
 	if err != nil {
 		g.stats.tlsRefused.add(1)
 		l.logRefused(nc, conf, err)
@@ -56,11 +60,11 @@ func (l *listener) meet(nc net.Conn, conf *listenerConf) *serverConn {
 		return nil
 	}
 	tuneTransport(nc)
-	s := &serverConn{g: g, l: l, peer: peer, source: addrPort(nc.RemoteAddr()), dialled: addrPort(nc.LocalAddr()).Addr()}
+	s := &serverConn{g: g, l: l, proof: proof, checked: checked, source: addrPort(nc.RemoteAddr()), dialled: addrPort(nc.LocalAddr()).Addr()}
 	s.one.L = &s.mu
 	cfg := g.env.H2
 	cfg.Handler, cfg.Budget, cfg.EnableConnectProtocol = s.serveStream, g.env.Budget, true
-	cfg.OnOffence = func(c *h2.Conn, err *h2.ConnError) { g.offended(c, peer, err) }
+	cfg.OnOffence = func(c *h2.Conn, err *h2.ConnError) { g.offended(c, proof.id, err) }
 	if s.conn, err = h2.NewServer(tc, &cfg); err != nil {
 		_ = nc.Close()
 		return nil
@@ -74,6 +78,9 @@ func (s *serverConn) attend() {
 	if !s.g.addServer(s) {
 		s.drain(s.g.grace)
 	}
+	if s.g.rechecks.Load() != s.checked {
+		s.recheck(time.Now()) // that did not see it
+	}
 	<-s.conn.Done()
 	s.close()
 	s.g.removeServer(s)
@@ -82,19 +89,19 @@ func (s *serverConn) attend() {
 
 // authenticate does the TLS handshake with a peer and returns who it is. ALPN is h2, or nothing at all, as
 // ztunnel accepts.
-func (l *listener) authenticate(nc net.Conn, conf *listenerConf) (*tls.Conn, spiffe.ID, error) {
+func (l *listener) authenticate(nc net.Conn, conf *listenerConf) (*tls.Conn, *proof, error) {
 	ctx, cancel := context.WithTimeout(l.g.grace, l.g.plan.Load().timeouts.Handshake)
 	defer cancel()
 	tc := tls.Server(h2.NewGate(nc), l.g.env.ServerTLS(conf.name))
 	if err := tc.HandshakeContext(ctx); err != nil {
-		return nil, spiffe.ID{}, fmt.Errorf("TLS handshake: %w", err)
+		return nil, nil, fmt.Errorf("TLS handshake: %w", err)
 	}
 	cs := tc.ConnectionState()
 	if p := cs.NegotiatedProtocol; p != "h2" && p != "" {
-		return nil, spiffe.ID{}, fmt.Errorf("the peer speaks %q in TLS, want h2", p)
+		return nil, nil, fmt.Errorf("the peer speaks %q in TLS, want h2", p)
 	}
-	peer, err := peerID(&cs)
-	return tc, peer, err
+	proof, err := l.g.identify(&cs, addrPort(nc.RemoteAddr()).Addr())
+	return tc, proof, err
 }
 
 // How long, and for how many bytes, a connection is read on whose peer was refused in TLS.
@@ -158,9 +165,13 @@ func (s *serverConn) newFlow(head *h2.Header, conf *listenerConf) *Flow {
 		Traceparent: head.Get(fieldTraceparent), Hops: countHops(head.Values(fieldVia)),
 	}
 	r.believe(s.trusted())
-	f := &Flow{Listener: conf.name, Way: WayConnect, Source: s.source, Peer: s.peer, Request: r, Ended: s.streamEnded, taken: true}
+	f := &Flow{Listener: conf.name, Way: WayConnect, Source: s.source, Peer: s.proof.id, Request: r, Ended: s.streamEnded, taken: true, from: s}
 	f.trace = traceOf(head.Get(fieldTraceparent)) // to be shown, so whether it is believed does not matter
-	switch {
+	switch why := s.disowned.Load(); {
+	case why != nil:
+		r.Fault = why
+	case s.proof.expired(time.Now()):
+		r.Fault = errExpired
 	case !isConnect(head):
 		r.Fault = &Error{Cause: CauseNotConnect, Reason: "the request is " + strings.TrimSpace(head.Method+" "+head.Protocol)}
 	case head.Protocol == protocolUDP:
@@ -183,7 +194,7 @@ func (s *serverConn) trusted() bool {
 	p := s.g.plan.Load()
 	t := s.trust.Load()
 	if t == nil || t.plan != p {
-		t = &trust{plan: p, trusted: p.trusted.Decide(&policy.Request{Peer: s.peer}).Allow}
+		t = &trust{plan: p, trusted: p.trusted.Decide(&policy.Request{Peer: s.proof.id}).Allow}
 		s.trust.Store(t)
 	}
 	return t.trusted
@@ -263,6 +274,13 @@ func (f *Flow) localBaggage() string {
 
 // Refuse answers with the status and the Proxy-Status of err, and no body.
 func (a *connected) Refuse(f *Flow, err error) {
+	if CauseOf(err) == CauseExpired {
+		// Nothing was done, so that the peer may ask again on a connection with a new certificate (RFC 9113, section 8.7).
+		f.from.leave()
+		a.s.Stream.Reset(h2.RefusedStream)
+		_ = a.s.Close()
+		return
+	}
 	h := &h2.Header{Status: verdicts[CauseOf(err)].status}
 	h.Fields = []h2.Field{{Name: fieldProxyStatus, Value: proxyStatus(f.plan.name, err)}}
 	_ = a.s.Respond(h, true) // a peer that has reset the stream wants no answer

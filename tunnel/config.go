@@ -28,6 +28,10 @@ type Config struct {
 	// TrustHeaders lists the peers whose `baggage`, `forwarded` and `traceparent` are believed and passed
 	// on, written as in `policy.allow`. Of others these fields end here. Default: none.
 	TrustHeaders []string `yaml:"trustHeaders"`
+	// Expiry says what becomes of live flows when the certificate expires that their peer, or the hop that they go by, has
+	// shown: with `drain` they run on, to `timeouts.age` at most, with `end` they are cut. New ones need a connection with a
+	// new certificate either way. Default: drain.
+	Expiry string `yaml:"expiry"`
 	// Timeouts bound how long things may take and how long flows may last.
 	Timeouts TimeoutConfig `yaml:"timeouts"`
 
@@ -163,6 +167,12 @@ type RouteConfig struct {
 	// gateway connects to the destination itself.
 	Via []string `yaml:"via"`
 }
+
+// Values of Config.Expiry.
+const (
+	expiryDrain = "drain"
+	expiryEnd   = "end"
+)
 
 // Values of RouteConfig.From and RouteConfig.Source.
 const (

@@ -32,7 +32,8 @@ type Flow struct {
 	Ended func()
 
 	// owned by the goroutine that carries the flow; not changed once it stands
-	taken   bool // by a listener of this gateway: it is served also while the gateway drains
+	taken   bool        // by a listener of this gateway: it is served also while the gateway drains
+	from    *serverConn // the connection of the peer that asked for it; nil: it came otherwise
 	g       *Gateway
 	id      uint64
 	started time.Time

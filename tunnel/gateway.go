@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"maps"
@@ -36,6 +37,14 @@ type Env struct {
 	// but one with hop's identity, or with this gateway's trust domain and namespace where hop has none.
 	// It is called for each connection. Required with hops.
 	ClientTLS func(hop *Hop) *tls.Config
+
+	// Identify returns who the peer of a finished TLS handshake is, which came from an address, or was connected to there.
+	// Default: who the SPIFFE ID in its certificate names.
+	Identify func(cs *tls.ConnectionState, at netip.Addr) (spiffe.ID, error)
+	// Doubt returns why a peer is not believed any more that has shown certificates, its own first, when its connection was
+	// made; nil while it is. server tells that it was connected to. It is asked by Gateway.Recheck. Default: nobody is
+	// doubted.
+	Doubt func(certs []*x509.Certificate, server bool) error
 
 	// H2 are the limits of HTTP/2 connections; Handler and Budget are set by the gateway.
 	H2 h2.Config
@@ -86,8 +95,9 @@ type Gateway struct {
 
 	plan     atomic.Pointer[plan]
 	lastID   atomic.Uint64
-	draining atomic.Bool // state is stateDraining or later
-	cutting  atomic.Bool // flows that live are cut, and no other is served
+	rechecks atomic.Uint64 // how often Recheck was called
+	draining atomic.Bool   // state is stateDraining or later
+	cutting  atomic.Bool   // flows that live are cut, and no other is served
 	stats    stats
 	flows    flowTable
 

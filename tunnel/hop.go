@@ -56,7 +56,7 @@ func newHop(name string, c *HopConfig) (*Hop, error) {
 		return nil, fmt.Errorf("hop %s: no address", name)
 	}
 	if c.Identity != "" {
-		id, err := spiffe.Parse(c.Identity)
+		id, err := spiffe.ParseName(c.Identity)
 		if err != nil {
 			return nil, fmt.Errorf("hop %s: %w", name, err)
 		}

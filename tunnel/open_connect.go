@@ -89,7 +89,7 @@ func (g *Gateway) dialH2(ctx context.Context, hop *Hop, dial func(context.Contex
 	}
 	cfg := g.env.H2
 	cfg.Handler, cfg.Budget, cfg.OnOffence = nil, g.env.Budget, g.hopOffended
-	return newH2Transport(ctx, nc, hop, g.env.ClientTLS(hop), &cfg, &g.stats)
+	return newH2Transport(ctx, nc, hop, g.env.ClientTLS(hop), &cfg, g)
 }
 
 // hopOffended is offended for a connection to a hop.
@@ -97,7 +97,9 @@ func (g *Gateway) hopOffended(c *h2.Conn, err *h2.ConnError) {
 	var peer spiffe.ID
 	if tc, ok := c.NetConn().(*tls.Conn); ok {
 		cs := tc.ConnectionState()
-		peer, _ = peerID(&cs) // it was checked when the connection was made
+		if p, err := g.identify(&cs, addrPort(tc.RemoteAddr()).Addr()); err == nil {
+			peer = p.id
+		}
 	}
 	g.offended(c, peer, err)
 }

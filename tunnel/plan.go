@@ -12,17 +12,18 @@ import (
 // plan is a Config, ready to decide flows. It does not change; a reload replaces it, and flows that run
 // keep the one they began with.
 type plan struct {
-	name      string // of this gateway, for peers
-	baggage   string // of this gateway, for flows of no known workload
-	listeners map[string]*listenerPlan
-	workloads map[netip.Addr]*workload
-	self      workload // this gateway, as a destination
-	policy    *policy.Policy
-	guard     *policy.Egress // of destinations that no route names
-	trusted   *policy.Policy // peers whose header fields are believed
-	timeouts  TimeoutConfig
-	own       ownAddrs
-	captures  bool // the system leads flows here, which could be our own
+	name       string // of this gateway, for peers
+	baggage    string // of this gateway, for flows of no known workload
+	listeners  map[string]*listenerPlan
+	workloads  map[netip.Addr]*workload
+	self       workload // this gateway, as a destination
+	policy     *policy.Policy
+	guard      *policy.Egress // of destinations that no route names
+	trusted    *policy.Policy // peers whose header fields are believed
+	timeouts   TimeoutConfig
+	expiryEnds bool // what lives ends when its peer's certificate does
+	own        ownAddrs
+	captures   bool // the system leads flows here, which could be our own
 }
 
 // listenerPlan is what one listener leads to.
@@ -60,7 +61,7 @@ func compile(c *Config, self spiffe.ID) (*plan, error) {
 	own := collectOwn(c)
 	p := &plan{
 		name: c.Name, baggage: baggageOfID(self), listeners: make(map[string]*listenerPlan), workloads: make(map[netip.Addr]*workload),
-		timeouts: c.Timeouts.withDefaults(), own: own,
+		timeouts: c.Timeouts.withDefaults(), expiryEnds: c.Expiry == expiryEnd, own: own,
 	}
 	if p.name == "" {
 		p.name = self.ServiceAccount()

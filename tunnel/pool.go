@@ -438,11 +438,13 @@ func (t *pooled) ended() bool {
 	}
 }
 
-// remove takes t out of the group, so that it gets no new streams. Called with mu held.
-func (g *group) remove(t *pooled) {
-	if i := slices.Index(g.conns, t); i >= 0 {
+// remove takes t out of the group, so that it gets no new streams, and reports whether it was there. Called with mu held.
+func (g *group) remove(t *pooled) bool {
+	i := slices.Index(g.conns, t)
+	if i >= 0 {
 		g.conns = slices.Delete(g.conns, i, i+1)
 	}
+	return i >= 0
 }
 
 // watch retires a transport when the hop wants no more streams on it, or when it has ended. Streams that

@@ -304,6 +304,7 @@ func (g *Gateway) sweep(now time.Time) {
 	for _, f := range silent {
 		f.renew()
 	}
+	g.expire(now)
 	g.pool.prune(now)
 	if g.trimmer.due(len(silent), g.stats.active.load()+trimConn*g.numConns(), now) {
 		trim()

@@ -29,6 +29,8 @@ const (
 	CauseNotConnect             // the request is no CONNECT
 	CauseNotLocal               // an address that is not this host's, where only those are destinations
 	CauseDenied                 // policy says no
+	CauseRevoked                // the peer's identity, or a hop's, is not believed any more
+	CauseExpired                // its certificate has expired
 	CauseNoRoute                // no route takes the flow
 	CauseProhibited             // the egress guard says no
 	CauseLoop                   // the flow would come back here, or has passed too many gateways
@@ -77,6 +79,8 @@ var verdicts = [numCauses]verdict{
 	CauseNotLocal:         {"not-local", 400, "http_request_error", h2.ConnectError, capture.NotAllowed, "destination is not this host"},
 	CauseNoRoute:          {"no-route", 401, "http_request_denied", h2.ConnectError, capture.NotAllowed, "no route to the destination"},
 	CauseDenied:           {"denied", 401, "http_request_denied", h2.ConnectError, capture.NotAllowed, "denied by policy"},
+	CauseRevoked:          {"revoked", 401, "http_request_denied", h2.ConnectError, capture.NotAllowed, "identity not trusted"},
+	CauseExpired:          {"expired", 401, "http_request_denied", h2.ConnectError, capture.NotAllowed, "certificate expired"},
 	CauseProhibited:       {"prohibited", 401, "destination_ip_prohibited", h2.ConnectError, capture.NotAllowed, "destination is not allowed"},
 	CauseLoop:             {"loop", 503, "proxy_loop_detected", h2.ConnectError, capture.HostUnreachable, "loop"},
 	CauseOwnPort:          {"own-port", 503, "destination_unavailable", h2.ConnectError, capture.HostUnreachable, "port of the mesh"},

@@ -30,7 +30,7 @@ const (
 type h2Transport struct {
 	conn  *h2.Conn
 	hop   string
-	peer  spiffe.ID
+	proof *proof
 	stats *stats
 
 	abandoned sync.WaitGroup // streams whose answers nobody wants
@@ -44,19 +44,21 @@ type h2Transport struct {
 // newH2Transport makes a transport of nc, a connection to hop: TLS, then HTTP/2. It waits for the TLS
 // handshake, until ctx ends, and owns nc. Identity is proven by conf, whose verification must leave no
 // peer without a SPIFFE ID.
-func newH2Transport(ctx context.Context, nc net.Conn, hop *Hop, conf *tls.Config, cfg *h2.Config, st *stats) (*h2Transport, error) {
+func newH2Transport(ctx context.Context, nc net.Conn, hop *Hop, conf *tls.Config, cfg *h2.Config, g *Gateway) (*h2Transport, error) {
 	conf, unverified := noteVerification(conf)
+	conf, until := noteShown(conf)
 	tc := tls.Client(h2.NewGate(nc), conf)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		_ = nc.Close()
 		return nil, handshakeError(hop.Name, err, unverified())
 	}
 	cs := tc.ConnectionState()
-	peer, err := peerID(&cs)
+	proof, err := g.identify(&cs, addrPort(nc.RemoteAddr()).Addr())
 	if err != nil {
 		_ = tc.Close()
 		return nil, &Error{Cause: CauseHopIdentity, Hop: hop.Name, Err: err}
 	}
+	proof.until = until()
 	if cs.NegotiatedProtocol != "h2" {
 		_ = tc.Close()
 		return nil, &Error{Cause: CauseHopProtocol, Hop: hop.Name, Reason: fmt.Sprintf("the hop agreed on protocol %q, not h2", cs.NegotiatedProtocol)}
@@ -66,7 +68,7 @@ func newH2Transport(ctx context.Context, nc net.Conn, hop *Hop, conf *tls.Config
 		_ = tc.Close()
 		return nil, &Error{Cause: CauseHopProtocol, Hop: hop.Name, Err: err}
 	}
-	return &h2Transport{conn: conn, hop: hop.Name, peer: peer, stats: st}, nil
+	return &h2Transport{conn: conn, hop: hop.Name, proof: proof, stats: &g.stats}, nil
 }
 
 // Connect asks the hop for a tunnel; see Transport.
@@ -190,7 +192,10 @@ func (t *h2Transport) limit() int { return t.conn.PeerMaxStreams() }
 func (t *h2Transport) Ping(ctx context.Context) (time.Duration, error) { return t.conn.Ping(ctx) }
 
 // Peer returns the hop's identity.
-func (t *h2Transport) Peer() spiffe.ID { return t.peer }
+func (t *h2Transport) Peer() spiffe.ID { return t.proof.id }
+
+// proven is what the hop has shown of itself.
+func (t *h2Transport) proven() *proof { return t.proof }
 
 // Draining is closed when the hop has sent GOAWAY.
 func (t *h2Transport) Draining() <-chan struct{} { return t.conn.Retired() }
@@ -225,14 +230,6 @@ type h2Stream struct{ *h2.Stream }
 func (s *h2Stream) Reset(cause error) {
 	s.Stream.Reset(resetCode(cause))
 	_ = s.Stream.Close() // it was reset
-}
-
-// peerID returns the identity in the certificate that a peer has proven to hold.
-func peerID(cs *tls.ConnectionState) (spiffe.ID, error) {
-	if len(cs.PeerCertificates) == 0 {
-		return spiffe.ID{}, errors.New("the peer showed no certificate")
-	}
-	return spiffe.FromCertificate(cs.PeerCertificates[0])
 }
 
 // noteVerification returns conf so that it is seen whether its own verification has refused the peer, which

@@ -59,6 +59,9 @@ func (c *Config) Validate(kinds ...string) error {
 			}
 		}
 	}
+	if e := v.cfg.Expiry; e != "" && e != expiryDrain && e != expiryEnd {
+		v.note("expiry", "%q is neither; it should be drain or end", e)
+	}
 	v.timeouts()
 	v.routes()
 	if len(v.problems) == 0 {
@@ -268,7 +271,7 @@ func (v *validator) hop(name string, h *HopConfig) {
 		v.note(at+".connections", "the number is negative; it should be 1 or more, or left out")
 	}
 	if h.Identity != "" {
-		if _, err := spiffe.Parse(h.Identity); err != nil {
+		if _, err := spiffe.ParseName(h.Identity); err != nil {
 			v.note(at+".identity", "%v; it should be like spiffe://cluster.local/ns/default/sa/gw", err)
 		}
 	}

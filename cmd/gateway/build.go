@@ -38,7 +38,7 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 		}
 	}()
 
-	source, err := openIdentity(cfg, p, log.Logger)
+	source, err := openIdentity(ctx, cfg, p, log.Logger)
 	if err != nil {
 		return nil, err
 	}
@@ -69,6 +69,8 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 		Self:      b.identity.self,
 		ServerTLS: b.identity.serverTLS,
 		ClientTLS: b.identity.clientTLS,
+		Identify:  b.identity.identify,
+		Doubt:     b.identity.doubt,
 		H2:        h2.Config{Logger: log.Logger},
 		Budget:    b.budget,
 		Listen: func(_ context.Context, socket tunnel.Socket) (net.Listener, error) {

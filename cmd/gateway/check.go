@@ -57,8 +57,8 @@ func checkFiles(cfg *Config, p *places, f *faults, log *slog.Logger) {
 	cfg.policies = readPolicies(cfg.Policy.Files, f)
 	cfg.policies.compile(nil, "")
 	cfg.Policy.Rules, cfg.Policy.Peers = cfg.policies.sets, cfg.policies.peers
-	if !cfg.Identity.IsZero() && cfg.Identity.Validate() == nil {
-		_, err := pki.Load(cfg.Identity, log)
+	if cfg.Identity.Validate() == nil && cfg.Trust.Validate() == nil {
+		_, err := pki.Load(cfg.identity(), log)
 		v.join("identity", err)
 	}
 	for i, l := range cfg.Listeners {

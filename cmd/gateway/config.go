@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"culvert/capture/names"
@@ -23,6 +24,8 @@ type Config struct {
 	// Identity is who this gateway is. Without it a CA and an identity
 	// (`spiffe://cluster.local/ns/default/sa/HOST`) are made on first start and kept in State.
 	Identity pki.Config `yaml:"identity"`
+	// Trust says whose identities are believed besides those of the own trust domain, and which are not any more.
+	Trust pki.TrustConfig `yaml:"trust"`
 	// What follows in the file is the path of flows: listeners, hops, workloads, routes, policy, timeouts.
 	tunnel.Config `yaml:",inline"`
 	// DNS says how a `dns` listener answers.
@@ -90,6 +93,17 @@ func readBounded(file string) ([]byte, error) {
 // resolvePaths makes the paths of a file relative to its folder.
 func (c *Config) resolvePaths(dir string) {
 	paths := []*string{&c.State, &c.Identity.Cert, &c.Identity.Key, &c.Identity.Roots}
+	for i := range c.Trust.Domains {
+		d := &c.Trust.Domains[i]
+		if paths = append(paths, &d.Roots); !strings.Contains(d.Bundle, "://") {
+			paths = append(paths, &d.Bundle)
+		}
+	}
+	for _, list := range [][]string{c.Trust.CRLs, c.Trust.Keys} {
+		for i := range list {
+			paths = append(paths, &list[i])
+		}
+	}
 	for i := range c.Listeners {
 		l := &c.Listeners[i]
 		paths = append(paths, &l.SOCKS5.UsersFile, &l.HTTP.UsersFile, &l.HTTP.TokensFile)

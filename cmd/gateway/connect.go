@@ -56,7 +56,7 @@ func connect(cmd *cobra.Command, r *runFlags, via []string, to string) error {
 		return err
 	}
 	log := newLogging(cmd.ErrOrStderr(), LogConfig{Level: "warn"})
-	source, err := openIdentity(cfg, p, log.Logger)
+	source, err := openIdentity(cmd.Context(), cfg, p, log.Logger)
 	if err != nil {
 		return failed(err)
 	}

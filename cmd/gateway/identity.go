@@ -1,9 +1,15 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -40,6 +46,9 @@ func (i *identity) swap(source *pki.Source) *pki.Source {
 	return old.Source
 }
 
+// changed returns a channel that is closed when who we are, or whom we believe, changes.
+func (i *identity) changed() <-chan struct{} { return i.current.Load().Changed() }
+
 // expired reports whether the certificate's time is over.
 func (i *identity) expired() bool { return time.Now().After(i.current.Load().Current().NotAfter) }
 
@@ -53,6 +62,16 @@ func (i *identity) clientTLS(hop *tunnel.Hop) *tls.Config {
 	return i.current.Load().ClientTLS(i.verifier(hop.Identity))
 }
 
+// identify is tunnel.Env.Identify.
+func (i *identity) identify(cs *tls.ConnectionState, at netip.Addr) (spiffe.ID, error) {
+	return i.current.Load().Identify(cs, at)
+}
+
+// doubt is tunnel.Env.Doubt.
+func (i *identity) doubt(certs []*x509.Certificate, server bool) error {
+	return i.current.Load().Doubt(certs, server)
+}
+
 // verifier says who a hop may be: the one that the configuration names, or anybody of the own trust domain
 // and namespace.
 func (i *identity) verifier(id spiffe.ID) func(spiffe.ID) error {
@@ -64,25 +83,39 @@ func (i *identity) verifier(id spiffe.ID) func(spiffe.ID) error {
 
 // openIdentity opens the identity that cfg names, or the one kept in the state folder, made on first
 // start. Faults of the files are faults of the configuration.
-func openIdentity(cfg *Config, p *places, log *slog.Logger) (*pki.Source, error) {
-	if !cfg.Identity.IsZero() {
-		source, err := pki.OpenFiles(cfg.Identity, log)
-		if err != nil {
-			f := new(faults)
-			(&validator{cfg: cfg, places: p, faults: f}).join("identity", err)
-			return nil, f
-		}
-		return source, nil
-	}
+func openIdentity(ctx context.Context, cfg *Config, p *places, log *slog.Logger) (*pki.Source, error) {
 	dir, err := cfg.stateDir()
-	if err != nil {
+	if err != nil && cfg.needsState() {
 		return nil, err
 	}
 	host, err := os.Hostname()
 	if err != nil {
 		return nil, err
 	}
-	return pki.OpenState(dir, host, log)
+	from := cfg.identity()
+	from.State = dir
+	source, err := pki.Open(ctx, from, host, log)
+	var file *pki.ConfigError
+	if errors.As(err, &file) && (!cfg.Identity.IsZero() || strings.HasPrefix(file.Field, "trust.")) {
+		f := new(faults)
+		(&validator{cfg: cfg, places: p, faults: f}).join("identity", err)
+		return nil, f
+	}
+	return source, err
+}
+
+// identity is what pki is told of who this gateway is and whom it believes.
+func (c *Config) identity() pki.Config {
+	id := c.Identity
+	id.Trust = c.Trust
+	id.State, _ = c.stateDir() // where it is needed, openIdentity says why there is none
+	return id
+}
+
+// needsState reports whether something about identities is kept in the state folder.
+func (c *Config) needsState() bool {
+	fetched := slices.ContainsFunc(c.Trust.Domains, func(d pki.DomainConfig) bool { return strings.Contains(d.Bundle, "://") })
+	return c.Identity.IsZero() || c.Identity.SelfMade || fetched
 }
 
 // identityConfig makes the part of a Config that says who this gateway is: for commands that connect to

@@ -64,7 +64,7 @@ func ping(cmd *cobra.Command, r *runFlags, name string, timeout time.Duration) e
 	if err := f.err(); err != nil {
 		return err
 	}
-	source, err := openIdentity(cfg, p, newLogging(cmd.ErrOrStderr(), LogConfig{Level: "warn"}).Logger)
+	source, err := openIdentity(cmd.Context(), cfg, p, newLogging(cmd.ErrOrStderr(), LogConfig{Level: "warn"}).Logger)
 	if err != nil {
 		return failed(err)
 	}
@@ -132,7 +132,7 @@ func pingHop(ctx context.Context, source *pki.Source, address, id string) (*pong
 	result := &pong{address: nc.RemoteAddr(), dial: time.Since(start)}
 	var expected spiffe.ID
 	if id != "" {
-		if expected, err = spiffe.Parse(id); err != nil {
+		if expected, err = spiffe.ParseName(id); err != nil {
 			return nil, err
 		}
 	}

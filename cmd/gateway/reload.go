@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"reflect"
 
 	"culvert/pki"
 )
@@ -41,7 +42,7 @@ func (m *manager) tryReload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	undo, commit, err := m.replaceIdentity(cfg, p)
+	undo, commit, err := m.replaceIdentity(ctx, cfg, p)
 	if err != nil {
 		return err
 	}
@@ -86,17 +87,17 @@ func (m *manager) tryReload(ctx context.Context) error {
 
 // replaceIdentity puts the identity of cfg in place: the same source with its files read again, or another
 // one. undo takes that back; commit ends what is no longer used. One of them is to be called.
-func (m *manager) replaceIdentity(cfg *Config, p *places) (undo, commit func(), err error) {
+func (m *manager) replaceIdentity(ctx context.Context, cfg *Config, p *places) (undo, commit func(), err error) {
 	current := m.identity.current.Load().Source
 	nothing := func() {}
-	if cfg.Identity == m.cfg.Identity && cfg.State == m.cfg.State {
+	if reflect.DeepEqual(cfg.identity(), m.cfg.identity()) {
 		if err := current.Reload(); err != nil {
 			return nil, nil, fmt.Errorf("identity: %w", err)
 		}
 		return nothing, nothing, nil
 	}
 	var source *pki.Source
-	if source, err = openIdentity(cfg, p, m.log.Logger); err != nil {
+	if source, err = openIdentity(ctx, cfg, p, m.log.Logger); err != nil {
 		return nil, nil, err
 	}
 	m.identity.swap(source)

@@ -118,10 +118,13 @@ func (m *manager) loop(ctx context.Context) error {
 		defer ticker.Stop()
 		look = ticker.C
 	}
+	changed := m.identity.changed()
 	for {
 		select {
 		case <-ctx.Done():
 			return m.drain(ctx.Err().Error(), alive.C)
+		case <-changed:
+			changed = m.recheck()
 		case s := <-m.signals:
 			switch s {
 			case syscall.SIGUSR2:
@@ -130,6 +133,7 @@ func (m *manager) loop(ctx context.Context) error {
 				files.changed() // what is there now is about to be read
 				m.reload(ctx, "SIGHUP")
 				files.watch(m.watched())
+				changed = m.recheck()
 			default:
 				m.giveUpRestart()
 				return m.drain(s.String(), alive.C)
@@ -144,6 +148,7 @@ func (m *manager) loop(ctx context.Context) error {
 			if m.next == nil && files.changed() { // a new process reads it itself
 				m.reload(ctx, "a file changed")
 				files.watch(m.watched())
+				changed = m.recheck()
 			}
 		case <-beat.C:
 			m.heart.beat(m.log)
@@ -151,6 +156,14 @@ func (m *manager) loop(ctx context.Context) error {
 			m.notify.alive()
 		}
 	}
+}
+
+// recheck looks at the peers again, as roots and revocation lists may have changed, and returns what tells when they
+// change next.
+func (m *manager) recheck() <-chan struct{} {
+	changed := m.identity.changed() // first, so that no change is missed
+	m.tunnel.Recheck()
+	return changed
 }
 
 // watched are the files whose changes count.

@@ -37,6 +37,7 @@ func validate(cfg *Config, p *places, f *faults) {
 	v := &validator{cfg: cfg, places: p, faults: f}
 	v.process()
 	v.join("identity", cfg.Identity.Validate())
+	v.join("", cfg.Trust.Validate())
 	v.admin()
 	if len(cfg.Listeners) == 0 && p.file != "" {
 		v.note("listeners", "there are no listeners, so nothing would ever come in; add one, such as {name: apps, kind: socks5, address: 127.0.0.1:1080}")
@@ -77,7 +78,9 @@ func (v *validator) join(path string, err error) {
 	what := fmt.Sprint(err)
 	switch {
 	case errors.As(err, &identity):
-		path += "." + identity.Field
+		if path += "." + identity.Field; strings.HasPrefix(identity.Field, "trust.") {
+			path = identity.Field
+		}
 		if identity.File != "" { // the place says which field it is
 			what = strings.TrimPrefix(what, identity.Field+" ")
 		}

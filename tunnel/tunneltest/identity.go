@@ -63,6 +63,12 @@ func template(serial *big.Int) *x509.Certificate {
 // Issue makes the identity spiffe://TRUSTDOMAIN/ns/NAMESPACE/sa/ACCOUNT.
 func (ca *CA) Issue(tb testing.TB, trustDomain, namespace, account string) *Identity {
 	tb.Helper()
+	return ca.IssueUntil(tb, trustDomain, namespace, account, template(nil).NotAfter)
+}
+
+// IssueUntil is Issue with the end of the certificate's validity.
+func (ca *CA) IssueUntil(tb testing.TB, trustDomain, namespace, account string, notAfter time.Time) *Identity {
+	tb.Helper()
 	id, err := spiffe.New(trustDomain, namespace, account)
 	if err != nil {
 		tb.Fatal(err)
@@ -76,6 +82,7 @@ func (ca *CA) Issue(tb testing.TB, trustDomain, namespace, account string) *Iden
 		tb.Fatal(err)
 	}
 	tmpl := template(big.NewInt(2))
+	tmpl.NotAfter = notAfter
 	tmpl.URIs, tmpl.KeyUsage = []*url.URL{uri}, x509.KeyUsageDigitalSignature
 	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, ca.cert, &key.PublicKey, ca.key)
