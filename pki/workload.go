@@ -3,7 +3,6 @@ package pki
 import (
 	"context"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -12,6 +11,8 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // workloadAPIWait is how long a start waits for the first identity of the Workload API: an agent that has just started
@@ -88,11 +89,14 @@ func (w *workloadAPI) OnX509ContextUpdate(x *workloadapi.X509Context) {
 
 // OnX509ContextWatchError takes notice that there is none.
 func (w *workloadAPI) OnX509ContextWatchError(err error) {
+	if status.Code(err) == codes.Canceled {
+		return // by us
+	}
 	w.mu.Lock()
 	again := w.err != nil && w.err.Error() == err.Error()
 	w.err = err
 	w.mu.Unlock()
-	if !again && !errors.Is(err, context.Canceled) {
+	if !again {
 		w.log.Warn("the Workload API does not answer, what it has given stays", "err", err)
 	}
 }
