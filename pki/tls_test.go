@@ -131,6 +131,15 @@ func TestRefusedInTLS(t *testing.T) {
 	}
 	anonymous := gw.ClientTLS(nil)
 	anonymous.GetClientCertificate = nil
+	huge := gw.ClientTLS(nil)
+	huge.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		cert, _ := leaf(t, ca, func(s *leafSpec) {
+			ext := sanExtension(t, nil, []string{strings.Repeat("x", 1<<20)})
+			ext.Id, ext.Critical = []int{1, 2, 3, 4}, false
+			s.template.ExtraExtensions = append(s.template.ExtraExtensions, ext)
+		})
+		return &cert, nil
+	}
 	tls12 := gw.ClientTLS(nil)
 	tls12.MinVersion, tls12.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 	for _, tc := range []struct {
@@ -142,6 +151,7 @@ func TestRefusedInTLS(t *testing.T) {
 		{"no certificate", anonymous, 116, ""},
 		{"TLS 1.2", tls12, 70, ""},
 		{"certificate of another without its key", stolen, 51, ""},
+		{"a certificate of 1 MB", huge, 80, ""}, // before it is read: crypto/tls takes 256 KiB
 		{"other namespace", otherNS.ClientTLS(nil), 42, NotAllowed},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -469,3 +469,16 @@ func TestTLSParameters(t *testing.T) {
 		t.Error("SSLKEYLOGFILE was written")
 	}
 }
+
+func TestExpiredIntermediate(t *testing.T) {
+	root := longRoot(t, nil)
+	s := openTrusting(t, root, TrustConfig{})
+	valid := intermediate(t, root, nil)
+	spent := intermediate(t, root, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) })
+	if got := doubted(t, s, spiffeLeaf(t, valid, webText), valid.cert); got != "" {
+		t.Errorf("below a valid intermediate the peer is refused as %q", got)
+	}
+	if got := doubted(t, s, spiffeLeaf(t, spent, webText), spent.cert); got != Untrusted {
+		t.Errorf("below an expired intermediate the peer is refused as %q, want %q", got, Untrusted)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"slices"
@@ -34,6 +35,14 @@ func hostileUsage(t *testing.T, ca *CA) []hostilePeer {
 	for range maxChain {
 		long.Certificate = append(long.Certificate, ca.cert.Raw)
 	}
+	twenty := with(nil)
+	for range 19 {
+		twenty.Certificate = append(twenty.Certificate, ca.cert.Raw)
+	}
+	inCN := with(func(s *leafSpec) {
+		s.uris, s.dns = nil, []string{"web.example"}
+		s.template.Subject = pkix.Name{CommonName: webText}
+	})
 	many := make([]string, spiffe.MaxNames)
 	for i := range many {
 		many[i] = fmt.Sprintf("h%d.example", i)
@@ -51,6 +60,8 @@ func hostileUsage(t *testing.T, ca *CA) []hostilePeer {
 		{"expired", with(func(s *leafSpec) { s.template.NotAfter = time.Now().Add(-time.Second) }), Expired, webText},
 		{"not yet valid", with(func(s *leafSpec) { s.template.NotBefore = time.Now().Add(time.Minute) }), NotYetValid, webText},
 		{"six certificates", long, TooMany, webText},
+		{"chain of 20", twenty, TooMany, webText},
+		{"SPIFFE ID in the common name", inCN, NoIdentity, ""},
 		{"101 names", with(func(s *leafSpec) { s.dns = many }), NoIdentity, ""},
 		{"unknown CA", first(leaf(t, other, nil)), Untrusted, webText},
 		{"CA of the same name", first(leaf(t, namesake, nil)), Untrusted, webText},
