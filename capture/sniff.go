@@ -49,24 +49,25 @@ const (
 // name of TLS (with ECH, the outer one), or the host of a request of HTTP/1 or of HTTP/2 with prior knowledge. The bytes
 // stay where they are, in the socket if that can be looked into, else in c. It waits for at most timeout, and for no more
 // than 16 KiB; apps that wait for their server to speak first cost that time. "" is returned where no name is found, and
-// then whatever came is the flow's as it is. Not to be called at the same time as Read.
+// then whatever came is the flow's as it is; isTLS tells that the name is the server name of TLS. Not to be called at the
+// same time as Read.
 //
 // What an app says is not what it does: a flow that was let pass because of a name must go to that name, and not to the
 // address that it was caught with.
-func Sniff(c *Conn, timeout time.Duration) string {
+func Sniff(c *Conn, timeout time.Duration) (name string, isTLS bool) {
 	if c.SetReadDeadline(time.Now().Add(timeout)) != nil {
-		return "" // it is closed
+		return "", false // it is closed
 	}
 	defer c.SetReadDeadline(time.Time{})
 	buf := sniffBuffers.Get().(*[]byte)
 	defer sniffBuffers.Put(buf)
-	var name string
 	look := func(b []byte) (more bool) {
 		name, more = nameIn(b)
+		isTLS = name != "" && b[0] == tlsHandshake
 		return more && len(b) < maxSniffBytes
 	}
 	if len(c.ahead) == 0 && peek(c.Conn, *buf, look) {
-		return name
+		return name, isTLS
 	}
 	b := append((*buf)[:0], c.ahead...)
 	for len(b) < maxSniffBytes && look(b) {
@@ -78,7 +79,7 @@ func Sniff(c *Conn, timeout time.Duration) string {
 		}
 	}
 	c.ahead = bytes.Clone(b)
-	return name
+	return name, isTLS
 }
 
 // sniffBuffers holds *[]byte of maxSniffBytes.

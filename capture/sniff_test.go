@@ -198,8 +198,8 @@ func TestSniff(t *testing.T) {
 						_ = client.Close()
 					}
 				}()
-				if got := Sniff(c, tt.timeout); got != tt.want {
-					t.Errorf("Sniff = %q, want %q", got, tt.want)
+				if got, isTLS := Sniff(c, tt.timeout); got != tt.want || isTLS != (got != "" && all[0] == 22) {
+					t.Errorf("Sniff = %q, %v, want %q", got, isTLS, tt.want)
 				}
 				got, err := io.ReadAll(c)
 				if string(got) != all || err != nil {

@@ -128,7 +128,10 @@ func (l *listener) findName(f *Flow, c *capture.Conn, conf *listenerConf) {
 	if p == nil || !p.names || slices.Contains(speaksFirst, f.Target.Port) {
 		return
 	}
-	host := capture.Sniff(c, conf.sniff)
+	host, isTLS := capture.Sniff(c, conf.sniff)
+	if isTLS {
+		f.shown = &shown{sni: host}
+	}
 	if named, err := TargetOf(host, netip.Addr{}, f.Target.Port); host != "" && err == nil && p.takesName(named, f.Target, plan.isLocal(f.Target, f.Request.Dialled)) {
 		f.Target = named
 	}

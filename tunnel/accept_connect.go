@@ -166,6 +166,9 @@ func (s *serverConn) newFlow(head *h2.Header, conf *listenerConf) *Flow {
 	}
 	r.believe(s.trusted())
 	f := &Flow{Listener: conf.name, Way: WayConnect, Source: s.source, Peer: s.proof.id, Request: r, Ended: s.streamEnded, taken: true, from: s}
+	if from := forwardedFor(r.Forwarded); from.IsValid() {
+		f.shown = &shown{remote: from}
+	}
 	f.trace = traceOf(head.Get(fieldTraceparent)) // to be shown, so whether it is believed does not matter
 	switch why := s.disowned.Load(); {
 	case why != nil:

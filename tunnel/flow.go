@@ -41,6 +41,7 @@ type Flow struct {
 	via     *route     // the route that took the flow
 	named   bool       // by naming its destination
 	local   bool       // the destination is this host's own
+	shown   *shown     // what policy is told of it besides; nil: nothing
 	rule    string     // what let it pass, or refused it
 	trace   traceID    // of the request that it came with or, guarded by mu as that is set late, that it went on with
 	entered []addrPair // in the books of loops; nil unless this gateway captures
@@ -58,6 +59,12 @@ type Flow struct {
 	seenBytes  int64         // at the last look
 	seenAt     time.Duration // from started, when that number changed
 	lean       bool          // nothing has happened since its goroutine was renewed
+}
+
+// shown is what policy is told of a flow besides who it is of and where it goes.
+type shown struct {
+	sni    string     // the server name that the app has asked TLS for
+	remote netip.Addr // where it began, as a peer that is trusted with that has told
 }
 
 // Request is what came with a flow besides its destination.

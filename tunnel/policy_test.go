@@ -11,6 +11,7 @@ import (
 
 	"culvert/policy"
 	"culvert/tunnel"
+	"culvert/tunnel/h2"
 	"culvert/tunnel/tunneltest"
 )
 
@@ -121,4 +122,33 @@ func TestPolicyInReport(t *testing.T) {
 	waitUntil(t, "the report", func() bool {
 		return strings.Contains(p.Log.String(), `msg="policy in report"`) && strings.Contains(p.Log.String(), "rule=closed place=p.yaml:3")
 	})
+}
+
+// Where a flow began is what a trusted peer tells of it; what others tell is not believed.
+func TestPolicyOfRemoteAddress(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		trusted   []string
+		forwarded string
+		want      int
+	}{
+		{"told by a trusted peer", []string{"cluster.local/ns/default/sa/entry"}, `for="192.0.2.7:4711"`, 200},
+		{"the first of several", []string{"cluster.local/ns/default/sa/entry"}, `for=192.0.2.7, for=10.9.9.9`, 200},
+		{"another", []string{"cluster.local/ns/default/sa/entry"}, `for="198.51.100.7:4711"`, 401},
+		{"told by a stranger", nil, `for="192.0.2.7:4711"`, 401},
+		{"not told", []string{"cluster.local/ns/default/sa/entry"}, ``, 401},
+		{"no address", []string{"cluster.local/ns/default/sa/entry"}, `for=unknown`, 401},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := tunneltest.NewPair(t, tunneltest.Options{Exit: func(c *tunnel.Config) {
+				c.TrustHeaders = tt.trusted
+				c.Policy.Rules = []policy.Rules{{Name: "from", Rules: []policy.Rule{{From: []policy.Source{{RemoteIPBlocks: []string{"192.0.2.0/24"}}}}}}}
+			}})
+			p.Echo(t, "10.0.0.2:80")
+			peer := mustPeer(t, p.Net, p.CA.Issue(t, "cluster.local", "default", "entry"), tunneltest.ExitListen)
+			if got, status := peer.status("10.0.0.2:80", h2.Field{Name: "forwarded", Value: tt.forwarded}); got != tt.want {
+				t.Errorf("status %d (%s), want %d", got, status, tt.want)
+			}
+		})
+	}
 }

@@ -101,6 +101,9 @@ func (f *Flow) ask(r *policy.Request, p *plan) {
 		Peer: f.Peer, Self: f.g.env.Self(), Host: f.Target.Host, Addr: f.Target.Addr, Port: f.Target.Port,
 		Listener: f.Listener, Source: f.Source, Local: f.local, Workload: p.workloadOf(f.Target),
 	}
+	if f.shown != nil {
+		r.SNI, r.Remote = f.shown.sni, f.shown.remote
+	}
 	if f.via != nil {
 		if f.via.fromAny {
 			r.Open = f.via.name

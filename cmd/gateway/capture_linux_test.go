@@ -317,8 +317,10 @@ func TestNetnsSniff(t *testing.T) {
 	h.far.nameServer(net.JoinHostPort(farAddr, "53"), map[string]string{"shop.example.": farAddr})
 	h.mid.resolvers(farAddr)
 	h.gatewayOn(t, h.mid, "server", append(outOf, "--egress", "shop.example:80")...)
+	h.write(t, "sni.yaml", []byte("rules:\n- {name: secret, action: deny, to: [{ports: ['443']}], when: [{key: connection.sni, values: [secret.example]}]}\n"))
 	config := h.write(t, "gw.yaml", []byte(`
 identity: {cert: client.pem, key: client.key, roots: root.pem}
+policy: {files: [sni.yaml]}
 listeners:
 - {name: out, kind: tproxy, address: "localhost:15001"}
 routes:
@@ -341,6 +343,11 @@ routes:
 		}
 	}
 	g.says(t, "msg=flow", "host=shop.example:80")
+	// A rule about the server name of TLS sees it, also of a flow that goes on by its address.
+	if _, _, err := h.app.try("curl", "-sS", "--max-time", "20", "--resolve", "secret.example:443:"+farAddr, "https://secret.example/"); err == nil {
+		t.Error("the server name that is denied gets through")
+	}
+	g.says(t, "msg=flow", "rule=secret", "reason=denied")
 }
 
 // TestNetnsInbound takes plain flows of others to a workload.
