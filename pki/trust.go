@@ -118,7 +118,7 @@ type trust struct {
 	domains map[string]*x509.CertPool // of other trust domains
 	aliases map[string]bool
 	revoked *revocations
-	keys    map[spiffe.ID]pinnedKey
+	keys    map[spiffe.ID][]pinnedKey
 
 	warnings []string
 	digest   [sha256.Size]byte
@@ -135,7 +135,7 @@ func (c *TrustConfig) paths(dir string) []string {
 
 // loadTrust reads the files of c. Every problem is reported at once, joined, each a *ConfigError.
 func loadTrust(c *TrustConfig, dir string, now time.Time) (*trust, error) {
-	t := &trust{domains: make(map[string]*x509.CertPool), aliases: make(map[string]bool), revoked: newRevocations(c.StaleCRL == staleRefuse), keys: make(map[spiffe.ID]pinnedKey)}
+	t := &trust{domains: make(map[string]*x509.CertPool), aliases: make(map[string]bool), revoked: newRevocations(c.StaleCRL == staleRefuse), keys: make(map[spiffe.ID][]pinnedKey)}
 	var errs []error
 	var texts [][]byte
 	for _, alias := range c.Aliases {

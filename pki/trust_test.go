@@ -1,6 +1,8 @@
 package pki
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -22,6 +24,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"culvert/pki/spiffe"
+	"culvert/pki/sshkeys"
 )
 
 // openTrusting opens an identity of ca that trusts as trust says, and looks at its files often.
@@ -480,5 +483,56 @@ func TestExpiredIntermediate(t *testing.T) {
 	}
 	if got := doubted(t, s, spiffeLeaf(t, spent, webText), spent.cert); got != Untrusted {
 		t.Errorf("below an expired intermediate the peer is refused as %q, want %q", got, Untrusted)
+	}
+}
+
+// The lines of authorized_keys pin keys too, with where they may come from and until when.
+func TestPinnedBySSH(t *testing.T) {
+	key := newECKey(t, elliptic.P256())
+	m, err := selfMade(key, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	line, err := sshkeys.AppendAuthorizedKey(nil, key.Public(), "lea")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := mustCA(t, testTD)
+	here := netip.MustParseAddr("10.0.0.1")
+	for _, tt := range []struct {
+		name, file string
+		want       Reason // of the handshake
+		from       bool   // whether it may come from here
+	}{
+		{"plain", string(line), "", true},
+		{"from here", `from="10.0.0.0/8" ` + string(line), "", true},
+		{"from elsewhere", `from="192.0.2.0/24" ` + string(line), "", false},
+		{"until tomorrow", `expiry-time="20991231" ` + string(line), "", true},
+		{"until yesterday", `expiry-time="20010101" ` + string(line), UnknownKey, false},
+		{"two lines, of which one counts", `expiry-time="20010101" ` + string(line) + `from="10.0.0.1" ` + string(line), "", true},
+		{"beside a name", m.ID.String() + " lea\n" + `from="192.0.2.0/24" ` + string(line), "", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := openTrusting(t, ca, TrustConfig{Keys: []string{put(t, t.TempDir(), "keys", []byte(tt.file), 0o600)}})
+			if got := doubted(t, s, m.Certificate.Leaf); got != tt.want {
+				t.Fatalf("the peer is refused as %q, want %q", got, tt.want)
+			}
+			_, err := s.Identify(&tls.ConnectionState{HandshakeComplete: true, PeerCertificates: []*x509.Certificate{m.Certificate.Leaf}}, here)
+			if (err == nil) != tt.from {
+				t.Errorf("Identify = %v, want that it may come from here: %v", err, tt.from)
+			}
+			pub, _ := key.Public().(*ecdsa.PublicKey)
+			if got := s.PinnedKey(m.ID.String()); tt.want == "" && (got == nil || !pub.Equal(got)) || tt.want != "" && got != nil {
+				t.Errorf("PinnedKey = %v", got)
+			}
+		})
+	}
+	for _, option := range []string{`permitopen="db:5432"`, "restrict", "no-port-forwarding", `permitlisten="80"`, "no-such-option"} {
+		cfg := identityFiles(t, t.TempDir(), ca, webText)
+		cfg.Trust.Keys = []string{put(t, t.TempDir(), "keys", []byte(option+" "+string(line)), 0o600)}
+		_, log := newLogs()
+		if _, err := Load(cfg, log); err == nil {
+			t.Errorf("a line with %s was taken, and the option is not kept to", option)
+		}
 	}
 }

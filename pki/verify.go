@@ -36,10 +36,8 @@ func (s *Source) Identify(cs *tls.ConnectionState, at netip.Addr) (spiffe.ID, er
 	if err != nil || !id.IsKey() {
 		return id, err
 	}
-	if t := s.Current().trust; t != nil {
-		if pinned, ok := t.keys[id]; ok && pinned.from != nil && !pinned.from(at.Unmap().WithZone("")) {
-			return id, &PeerError{Reason: UnknownKey, ID: id, Detail: fmt.Sprintf("its entry (%s:%d) does not let it come from %s", pinned.file, pinned.line, at)}
-		}
+	if ok, why := s.Current().trust.pinned(id, at, time.Now()); !ok && why != "" {
+		return id, &PeerError{Reason: UnknownKey, ID: id, Detail: why}
 	}
 	return id, nil
 }
@@ -130,16 +128,11 @@ func verifyPeer(m *Material, certs []*x509.Certificate, role x509.ExtKeyUsage, v
 
 // verifyKey decides about a peer with a self-made key: a list has it, or this is the server that is expected to have it.
 func verifyKey(m *Material, id spiffe.ID, role x509.ExtKeyUsage, verify func(spiffe.ID) error, now time.Time, refuse refuseFunc) error {
-	pinned, known := pinnedKey{}, false
-	if m.trust != nil {
-		pinned, known = m.trust.keys[id]
+	known, why := m.trust.pinned(id, netip.Addr{}, now) // where it may come from is asked by Identify
+	if known = known || id == m.ID; why != "" && !known {
+		return refuse(UnknownKey, nil, "%s", why)
 	}
-	known = known || id == m.ID
-	if known {
-		if problem := pinned.problem(now); problem != "" {
-			return refuse(UnknownKey, nil, "%s", problem)
-		}
-	} else if role != x509.ExtKeyUsageServerAuth || verify == nil {
+	if !known && (role != x509.ExtKeyUsageServerAuth || verify == nil) {
 		return refuse(UnknownKey, nil, "its key is self-made, and no file of trust.keys has it; add the line %s if it is to be trusted", id)
 	}
 	if verify != nil {
