@@ -202,8 +202,9 @@ func (v *view) matchText(a attribute, name string, values []stringMatch) truth {
 	if !seen {
 		return unknown
 	}
+	whole := a == ofPrincipal && v.Peer.IsKey() // which has to be named itself, as in allow entries
 	for i := range values {
-		if values[i].matches(s) {
+		if (!whole || values[i].kind == isExactly) && values[i].matches(s) {
 			return yes
 		}
 	}
@@ -253,9 +254,11 @@ func claimMatches(claims map[string]any, path string, match func(string) bool) b
 	}
 	switch c := value.(type) {
 	case string:
-		for _, word := range strings.Fields(c) { // as of "scope"
-			if match(word) {
-				return true
+		if key == "scope" || key == "permission" { // lists of words (RFC 8693, section 4.2); as in Istio no other claim is one
+			for word := range strings.FieldsSeq(c) {
+				if match(word) {
+					return true
+				}
 			}
 		}
 		return match(c)

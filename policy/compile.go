@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"culvert/pki/spiffe"
 )
@@ -33,8 +34,13 @@ type Config struct {
 	// those of a gateway's own use have to be written: "db.example.com:22".
 	Egress []string `yaml:"egress"`
 
-	// Files are files of policies: rules of this gateway's own, and AuthorizationPolicies and PeerAuthentications of Istio as
-	// `kubectl get -o yaml` prints them. `gateway policy check FILE` says what is wrong with one. A changed file is read
+	// TrustDomainAliases are other names of this gateway's trust domain, such as the one it had before: a principal of a rule
+	// or of Allow that is written with one of them is meant for all of them. The default policy knows only the own
+	// trust domain. In policies of Istio "cluster.local" is such a name without being listed here. Default: none.
+	TrustDomainAliases []string `yaml:"trustDomainAliases"`
+
+	// Files are files of policies: rules of this gateway's own, and AuthorizationPolicies, PeerAuthentications and
+	// RequestAuthentications of Istio as `kubectl get -o yaml` prints them. `gateway policy check FILE` says what is wrong with one. A changed file is read
 	// again, and flows that it does not let pass any more end. Default: none.
 	Files []string `yaml:"files"`
 
@@ -42,18 +48,29 @@ type Config struct {
 	Rules []Rules `yaml:"-"`
 	// Peers are what was read from Files of peers without an identity.
 	Peers []PeerRule `yaml:"-"`
+	// TokenRules are what was read from Files of tokens.
+	TokenRules []TokenRule `yaml:"-"`
+	// Authorizers are the names of those that rules may ask.
+	Authorizers []string `yaml:"-"`
+	// TokenSupport is what this hop can do with tokens.
+	TokenSupport TokenSupport `yaml:"-"`
 	// Namespace is that of this gateway.
 	Namespace string `yaml:"-"`
+	// TrustDomain is that of this gateway; "" is not known, and then there are no aliases.
+	TrustDomain string `yaml:"-"`
 	// Workloads are all that requests will name; rules for others are left out. Nil: any may come.
 	Workloads []*Workload `yaml:"-"`
 }
 
 // Validate reports all faults of c at once, each as an *EntryError inside one joined error, or nil.
 func (c *Config) Validate() error {
-	_, faults := compileAllow(c.Allow)
+	_, faults := compileAllow(c)
 	_, more := parseEntries(policyEgress, c.Egress)
-	_, rules := compileRules(&Config{Rules: c.Rules, Namespace: c.Namespace})
-	return errors.Join(slices.Concat(faults, more, rules)...)
+	checked := *c
+	checked.Workloads = nil
+	_, rules := compileRules(&checked)
+	_, tokens := compileTokens(&checked)
+	return errors.Join(slices.Concat(faults, more, rules, tokens)...)
 }
 
 // EntryError is a fault of one entry of a list in a configuration. Errors of Compile, CompileEgress and
@@ -74,33 +91,46 @@ func (e *EntryError) Error() string {
 	return fmt.Sprintf("%s[%d] %q: %s", e.Field, e.Index, e.Entry, e.Reason)
 }
 
-// Compile makes the Policy of c.Allow and c.Rules. All faults are reported at once (see EntryError and RuleError); then the
-// Policy is nil. c.Egress is left to CompileEgress.
+// Compile makes the Policy of c.Allow, c.Rules, c.Peers and c.TokenRules. All faults are reported at once (see EntryError,
+// RuleError and TokenRuleError); then the Policy is nil. c.Egress is left to CompileEgress.
 func Compile(c Config) (*Policy, error) {
-	p, faults := compileAllow(c.Allow)
+	p, faults := compileAllow(&c)
 	rules, more := compileRules(&c)
-	if faults = append(faults, more...); len(faults) > 0 {
+	tokens, others := compileTokens(&c)
+	if faults = slices.Concat(faults, more, others); len(faults) > 0 {
 		return nil, errors.Join(faults...)
 	}
-	p.rules, p.peers = rules, compilePeers(&c)
+	p.rules, p.peers, p.tokens = rules, compilePeers(&c), tokens
 	return p, nil
 }
 
-func compileAllow(entries []string) (*Policy, []error) {
-	p := &Policy{entries: len(entries), exact: make(map[spiffe.ID]Decision)}
+func compileAllow(c *Config) (*Policy, []error) {
+	p := &Policy{entries: len(c.Allow), exact: make(map[spiffe.ID]Decision)}
 	var faults []error
-	for i, entry := range entries {
+	for i, td := range c.TrustDomainAliases {
+		if spiffe.CheckTrustDomain(td) != nil {
+			faults = append(faults, &EntryError{Field: "trustDomainAliases", Index: i, Entry: td, Reason: "is no trust domain; write one such as old.example"})
+		}
+	}
+	aliases := newTrustDomains(c)
+	for i, entry := range c.Allow {
 		pr, fault := parsePrincipal(entry)
 		if fault != "" {
 			faults = append(faults, &EntryError{Field: policyAllow, Index: i, Entry: entry, Reason: fault})
 			continue
 		}
-		p.add(pr, Decision{
+		d := Decision{
 			Allow:  true,
 			Policy: policyAllow,
 			Rule:   rule(policyAllow, i),
 			Reason: fmt.Sprintf("allow entry %q names the peer", entry),
-		})
+		}
+		p.add(pr, d)
+		for _, other := range aliases.others(strings.TrimPrefix(entry, scheme), false) {
+			if pr, fault := parsePrincipal(other); fault == "" {
+				p.add(pr, d)
+			}
+		}
 	}
 	return p, faults
 }

@@ -20,63 +20,110 @@ type rulesCompiler struct {
 	inFrom string // what stands between an entry of from and its fields
 	inTo   string
 	named  map[string]uint32
+
+	trusted trustDomains
+	cel     *celCompiler // nil: there was no expression yet
 }
 
 // compileRules makes the snapshot of the Rules of a Config, nil if there are none.
 func compileRules(cfg *Config) (*snapshot, []error) {
-	sets, workloads := cfg.Rules, cfg.Workloads
-	c := &rulesCompiler{named: map[string]uint32{"": 0}, snapshot: snapshot{names: []string{""}}}
-	var deny, allow, denyReport, allowReport []uint32
+	sets := cfg.Rules
+	c := &rulesCompiler{named: map[string]uint32{"": 0}, snapshot: snapshot{names: []string{""}}, trusted: newTrustDomains(cfg)}
+	if n := len(cfg.Authorizers); n > maxAuthorizers {
+		c.faults = append(c.faults, &EntryError{Field: "authorizers", Index: maxAuthorizers, Entry: cfg.Authorizers[maxAuthorizers], Reason: fmt.Sprintf("is one of %d; at most %d are let", n, maxAuthorizers)})
+	}
+	lists := ruleLists{ask: make(map[string][]uint32)}
 	for i := range sets {
 		set := &sets[i]
 		c.set, c.at, c.inFrom, c.inTo = i, set.At, "", ""
 		if set.Wrapped {
 			c.inFrom, c.inTo = ".source", ".operation"
 		}
+		c.checkDuty(set, cfg.Authorizers)
 		if !c.usable(set) || set.Mode == ModeOff {
 			continue
 		}
-		before := c.snapshot
 		scope := set.Scope.in(cfg.Namespace)
-		list := &allow
-		switch report := set.Mode == ModeReport; {
-		case set.Action == ActionDeny && report:
-			list = &denyReport
-		case set.Action == ActionDeny:
-			list = &deny
-		case report:
-			list = &allowReport
+		before := c.snapshot
+		c.sets = append(c.sets, ruleSet{name: set.Name, scope: scope})
+		duty := c.duty(set)
+		first := len(c.rules)
+		for k := range set.Rules {
+			c.rule(&set.Rules[k], k, duty)
+		}
+		if cfg.Workloads != nil && !scope.selects(nil) && !slices.ContainsFunc(cfg.Workloads, scope.selects) {
+			before.names = c.names // c.named knows where they are
+			c.snapshot = before
+			continue
+		}
+		switch {
+		case set.Action != "" && set.Action != ActionAllow:
+		case set.Mode == ModeReport:
 			c.reportScopes.add(&scope, set.Name, set.place())
 		default:
 			c.allowScopes.add(&scope, set.Name, set.place())
 		}
-		c.sets = append(c.sets, ruleSet{name: set.Name, scope: scope})
-		for k := range set.Rules {
-			*list = append(*list, uint32(len(c.rules)))
-			c.rule(&set.Rules[k], k)
-		}
-		if workloads != nil && !scope.selects(nil) && !slices.ContainsFunc(workloads, scope.selects) {
-			*list = (*list)[:len(*list)-len(set.Rules)]
-			before.names = c.names // c.named knows where they are
-			c.snapshot = before
-		}
+		lists.add(set, first, len(c.rules))
 	}
 	if len(c.faults) > 0 || len(c.sets) == 0 {
 		return nil, c.faults
 	}
+	return c.finish(cfg, &lists), nil
+}
+
+// ruleLists are the rules by what comes of them.
+type ruleLists struct {
+	deny, allow, denyReport, allowReport, audit []uint32
+	ask                                         map[string][]uint32 // by authorizer
+}
+
+// add puts rules of a set where they belong.
+func (l *ruleLists) add(set *Rules, from, to int) {
+	list := &l.allow
+	switch report := set.Mode == ModeReport; {
+	case set.Action == ActionAsk:
+		for i := from; i < to; i++ {
+			l.ask[set.Authorizer] = append(l.ask[set.Authorizer], uint32(i))
+		}
+		return
+	case set.Action == ActionAudit:
+		list = &l.audit
+	case set.Action == ActionDeny && report:
+		list = &l.denyReport
+	case set.Action == ActionDeny:
+		list = &l.deny
+	case report:
+		list = &l.allowReport
+	}
+	for i := from; i < to; i++ {
+		*list = append(*list, uint32(i))
+	}
+}
+
+// finish makes the snapshot that is kept.
+func (c *rulesCompiler) finish(cfg *Config, lists *ruleLists) *snapshot {
 	s := &snapshot{
 		sets: slices.Clip(c.sets), rules: slices.Clip(c.rules), clauses: slices.Clip(c.clauses), tests: slices.Clip(c.tests), strings: slices.Clip(c.strings),
-		blocks: slices.Clip(c.blocks), ports: slices.Clip(c.ports), names: c.names, allowScopes: c.allowScopes, reportScopes: c.reportScopes,
+		blocks: slices.Clip(c.blocks), ports: slices.Clip(c.ports), names: c.names, programs: c.programs, allowScopes: c.allowScopes, reportScopes: c.reportScopes,
+		duties: duties{own: slices.Clip(c.own), audited: &Obligations{Audit: true}},
 	}
-	s.allowScopes.settle(workloads)
-	s.reportScopes.settle(workloads)
+	s.allowScopes.settle(cfg.Workloads)
+	s.reportScopes.settle(cfg.Workloads)
 	for _, one := range []struct {
-		list []uint32
-		x    *index
-	}{{deny, &s.deny}, {allow, &s.allow}, {denyReport, &s.denyReport}, {allowReport, &s.allowReport}} {
+		list  []uint32
+		x     *index
+		later truth
+	}{{lists.deny, &s.deny, no}, {lists.allow, &s.allow, yes}, {lists.denyReport, &s.denyReport, no}, {lists.allowReport, &s.allowReport, yes}, {lists.audit, &s.audit, yes}} {
+		one.x.later = one.later
 		one.x.build(s, one.list)
 	}
-	return s, nil
+	for _, name := range cfg.Authorizers {
+		if rules := lists.ask[name]; len(rules) > 0 {
+			s.addAsker(name, rules)
+			delete(lists.ask, name)
+		}
+	}
+	return s
 }
 
 func (c *rulesCompiler) fault(at, format string, args ...any) {
@@ -85,9 +132,9 @@ func (c *rulesCompiler) fault(at, format string, args ...any) {
 
 func (c *rulesCompiler) usable(set *Rules) bool {
 	switch set.Action {
-	case "", ActionAllow, ActionDeny:
+	case "", ActionAllow, ActionDeny, ActionAsk, ActionAudit:
 	default:
-		c.fault("action", "%q is no action here; it should be ALLOW or DENY", set.Action)
+		c.fault("action", "%q is no action; it should be ALLOW, DENY, ASK or AUDIT", set.Action)
 	}
 	switch set.Mode {
 	case "", ModeEnforce, ModeReport, ModeOff:
@@ -98,10 +145,10 @@ func (c *rulesCompiler) usable(set *Rules) bool {
 	return true
 }
 
-func (c *rulesCompiler) rule(r *Rule, k int) {
+func (c *rulesCompiler) rule(r *Rule, k int, duty uint32) {
 	set := &c.sets[len(c.sets)-1]
 	set.file = r.File
-	out := ruleCode{set: uint32(len(c.sets) - 1), line: uint32(r.Line)}
+	out := ruleCode{set: uint32(len(c.sets) - 1), line: uint32(r.Line), duty: duty}
 	at := fmt.Sprintf("rules[%d]", k)
 	var clauses []span
 	for i := range r.From {
@@ -118,7 +165,28 @@ func (c *rulesCompiler) rule(r *Rule, k int) {
 		c.condition(&r.When[i], fmt.Sprintf("%s.when[%d]", at, i))
 	}
 	out.when = span{uint32(from), uint32(len(c.tests))}
+	if r.CEL != "" {
+		out.cel = c.expression(r.CEL, at+".cel")
+	}
 	c.rules = append(c.rules, out)
+}
+
+// expression compiles CEL and returns its number.
+func (c *rulesCompiler) expression(text, at string) uint32 {
+	if c.cel == nil {
+		var err error
+		if c.cel, err = newCELCompiler(); err != nil {
+			panic("BUG: CEL: " + err.Error()) // which depends on nothing but what is written here
+		}
+	}
+	p, fault := c.cel.compile(text)
+	if fault != nil {
+		c.fault(at, "%v", fault)
+		c.faults[len(c.faults)-1].(*RuleError).CEL = fault
+		return 0
+	}
+	c.programs = append(c.programs, p)
+	return uint32(len(c.programs))
 }
 
 func (c *rulesCompiler) addClauses(list []span) span {
@@ -263,10 +331,21 @@ func (c *rulesCompiler) value(a attribute, value string) (fault string) {
 		return fault
 	}
 	m, fault := parseMatch(a, value, c.namespace())
-	if fault == "" {
+	if fault != "" {
+		return fault
+	}
+	if a != ofPrincipal || m.kind != isExactly && m.kind != hasPrefix {
+		c.strings = append(c.strings, m)
+		return ""
+	}
+	istio := c.inFrom != ""
+	if !c.trusted.replaced(m.text, istio) {
 		c.strings = append(c.strings, m)
 	}
-	return fault
+	for _, text := range c.trusted.others(m.text, istio) {
+		c.strings = append(c.strings, stringMatch{kind: m.kind, text: text})
+	}
+	return ""
 }
 
 // namespace is that of the set under way.
@@ -333,11 +412,14 @@ func (m *stringMatch) checkIdentity(a attribute, namespace string) (fault string
 		}
 		m.text = ns + "/sa/" + account
 	case ofPrincipal:
+		if m.kind == isExactly && strings.HasPrefix(m.text, keyScheme) {
+			if _, err := spiffe.ParseKey(m.text); err != nil {
+				return "is no self-made key; write key: and the 52 letters that follow it"
+			}
+			return ""
+		}
 		if strings.HasPrefix(m.text, scheme) {
 			return "begins with spiffe://, which principals are written without"
-		}
-		if strings.HasPrefix(m.text, "key:") {
-			return keyFault(m)
 		}
 		if fault := foreignText(m.text); fault != "" {
 			return fault
@@ -351,18 +433,6 @@ func (m *stringMatch) checkIdentity(a attribute, namespace string) (fault string
 		if strings.Trim(m.text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") != "" {
 			return "is no namespace, which has letters, digits, \".\", \"-\" and \"_\""
 		}
-	}
-	return ""
-}
-
-// keyFault says what is wrong with the name of a self-made key, "" if it is right. Names of keys have no parts that a
-// prefix could stand for.
-func keyFault(m *stringMatch) string {
-	if m.kind != isExactly {
-		return "has a \"*\" in the name of a key; write the whole name"
-	}
-	if _, err := spiffe.ParseKey(m.text); err != nil {
-		return "is no name of a key; write key: and its 52 letters"
 	}
 	return ""
 }

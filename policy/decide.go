@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"culvert/pki/spiffe"
 )
@@ -37,8 +38,13 @@ type Request struct {
 	SNI string
 	// HTTP is the request, where the hop has it in the clear.
 	HTTP *HTTP
-	// Token is what the client has shown besides, nil for none.
+	// Token is what the client has shown besides and is valid, nil for none. TokenRules of the workload have to name its issuer
+	// and audience where there are some; where there are none it counts as the hop has found it.
 	Token *Token
+	// BadToken is why a token that the client has shown is not valid, "" if none was shown or it is.
+	BadToken string
+	// Time is when it is asked; the zero Time is not known, and a rule that asks for it not either.
+	Time time.Time
 	// Open names the route that takes peers without an identity, "" if the route does not.
 	Open string
 }
@@ -47,7 +53,9 @@ type Request struct {
 type Decision struct {
 	// Allow tells whether the flow may go on.
 	Allow bool
-	// Policy is what decided: "default", "allow", "route", "rules" or "egress".
+	// BadToken tells that the token is why it is refused: HTTP has 401 for that (RFC 6750, section 3.1).
+	BadToken bool
+	// Policy is what decided: "default", "allow", "route", "rules", "tokens" or "egress".
 	Policy string
 	// Rule is the part of it that decided, a word to search the configuration or the documentation for:
 	// "same-namespace", "same-identity", "unauthenticated", "allow[2]", "egress[0]", "guard",
@@ -59,7 +67,8 @@ type Decision struct {
 	// Reason is one plain sentence for the operator of this gateway, without a full stop. It may name
 	// addresses and identities, so a peer is not shown it.
 	Reason string
-	// Obligations are what has to be done with the flow if it is allowed, nil for nothing.
+	// Obligations are what has to be done with the flow if it is allowed, nil for nothing. Of a flow that is refused only Audit
+	// is ever set.
 	Obligations *Obligations
 	// Report is what would have been decided with the rules whose mode is report, where that is something else.
 	Report *Decision
@@ -72,6 +81,7 @@ const (
 	policyEgress  = "egress"
 	policyRoute   = "route"
 	policyRules   = "rules"
+	policyTokens  = "tokens"
 
 	ruleSameNamespace   = "same-namespace"
 	ruleSameIdentity    = "same-identity"
@@ -88,17 +98,24 @@ type Policy struct {
 	anyone   Decision               // the entry "any"; Allow is false when there is none
 	rules    *snapshot              // nil: none
 	peers    []PeerRule             // the narrowest first
+	tokens   *tokenRules            // nil: none
 }
 
 // Decide tells whether the peer of r may pass and why. r must not be nil and is not kept. A request that is
 // allowed, or that a rule refuses, costs no allocation.
 //
-// A PeerRule that is strict refuses who has no identity. A DENY rule stands above all else. Where an ALLOW policy selects the workload, one of its kind has to match, or an entry of
+// A PeerRule that is strict refuses who has no identity, and TokenRules refuse a token that is not valid for the workload. A
+// DENY rule stands above all else. Where an ALLOW policy selects the workload, one of its kind has to match, or an entry of
 // Config.Allow to name the peer. Else the default policy and those entries decide.
 func (p *Policy) Decide(r *Request) Decision {
 	if r.Peer.IsZero() && len(p.peers) > 0 {
 		if strict := p.refusesNobody(r.Workload, r.Port); strict != nil {
 			return Decision{Policy: policyRules, Rule: strict.Name, Place: strict.Place, Reason: "its mode is STRICT: only peers that show an identity get in"}
+		}
+	}
+	if p.tokens != nil && (r.BadToken != "" || r.Token != nil) {
+		if d, refused := p.tokens.refuses(r); refused {
+			return d
 		}
 	}
 	if p.rules == nil {
@@ -109,6 +126,9 @@ func (p *Policy) Decide(r *Request) Decision {
 	d, told := p.rules.judge(&v, false, entry)
 	if !told {
 		d = p.decideWithout(r)
+	}
+	if p.rules.obliges() {
+		p.rules.oblige(&v, &d)
 	}
 	if p.rules.reports() {
 		would, told := p.rules.judge(&v, true, entry)

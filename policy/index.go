@@ -8,7 +8,8 @@ import (
 // index finds the rules that may match a request without trying all of them. Each rule stands under values of one attribute
 // of which a request that it matches has one; a rule without such an attribute is always tried.
 type index struct {
-	size    int // rules
+	size    int   // rules
+	later   truth // whether an address that is not known yet is taken to match: a DENY asks again when it is known
 	seed    maphash.Seed
 	heads   []uint32 // by hash: of entries, from 1; 0 is none
 	entries []indexEntry
@@ -61,9 +62,7 @@ func (x *index) place(k *indexKey) uint64 {
 
 // find returns a rule that matches. Which one, if several do, is the same each time.
 func (x *index) find(s *snapshot, v *view, least truth) (rule uint32, ok bool) {
-	if v.later = yes; least == unknown {
-		v.later = no
-	}
+	v.later = x.later
 	for _, i := range x.always {
 		if s.matches(i, v, least) {
 			return i, true

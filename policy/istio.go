@@ -112,36 +112,24 @@ func (a *AuthorizationSpec) Set(o *Object) (Rules, []error) {
 	switch a.Action {
 	case "", "ALLOW", "DENY":
 	case "AUDIT", "CUSTOM":
-		problem("action", "%s is not supported yet; the policy is not taken, so that nobody relies on it", a.Action)
+		if a.Action == "CUSTOM" {
+			r.Action = ActionAsk
+		}
+		if o.DryRun {
+			problem("action", "%s cannot be tried by istio.io/dry-run, which is for ALLOW and DENY", a.Action)
+		}
 	default:
-		problem("action", "%q is no action; it should be ALLOW or DENY", a.Action)
+		problem("action", "%q is no action; it should be ALLOW, DENY, AUDIT or CUSTOM", a.Action)
+		r.Action = ""
 	}
 	if a.Provider != nil {
-		problem("provider", "belongs to action CUSTOM, which is not supported yet")
-	}
-	refs := slices.Clone(a.TargetRefs)
-	at := "targetRefs[%d]"
-	if a.TargetRef != nil {
-		if len(refs) > 0 {
-			problem("targetRef", "stands beside targetRefs; keep one of them")
-		}
-		refs, at = append(refs, *a.TargetRef), "targetRef%.0d"
-	}
-	if len(refs) > 0 && len(a.Selector.MatchLabels) > 0 {
-		problem("selector", "stands beside targetRefs; keep one of them")
-	}
-	for i, ref := range refs {
-		switch {
-		case ref.Name == "":
-			problem(fmt.Sprintf(at, i), "has no name; write that of a workload")
-		case ref.Namespace != "" && ref.Namespace != o.Namespace:
-			problem(fmt.Sprintf(at, i), "is of another namespace, %q, than the policy", ref.Namespace)
-		case ref.Kind == "Service" && (ref.Group == "" || ref.Group == "core"), ref.Kind == "Gateway" && ref.Group == "gateway.networking.k8s.io":
-			r.Scope.Names = append(r.Scope.Names, ref.Name)
-		default:
-			problem(fmt.Sprintf(at, i), "kind %q of group %q is not supported; it should be Service, or Gateway of gateway.networking.k8s.io", ref.Kind, ref.Group)
+		r.Authorizer = a.Provider.Name
+		if a.Action != "CUSTOM" {
+			problem("provider", "belongs to action CUSTOM")
+			r.Authorizer = ""
 		}
 	}
+	r.Scope.Names = targets(o, a.Selector, a.TargetRef, a.TargetRefs, problem)
 	for i := range a.Rules {
 		in := &a.Rules[i]
 		out := Rule{When: in.When, Place: o.Place(o.path(fmt.Sprintf("spec.rules[%d]", i)))}
@@ -154,4 +142,32 @@ func (a *AuthorizationSpec) Set(o *Object) (Rules, []error) {
 		r.Rules = append(r.Rules, out)
 	}
 	return r, problems
+}
+
+// targets are the names of workloads that a policy is attached to, none for all that its selector takes.
+func targets(o *Object, selector WorkloadSelector, one *TargetRef, many []TargetRef, problem func(at, format string, args ...any)) (names []string) {
+	refs := slices.Clone(many)
+	at := "targetRefs[%d]"
+	if one != nil {
+		if len(refs) > 0 {
+			problem("targetRef", "stands beside targetRefs; keep one of them")
+		}
+		refs, at = append(refs, *one), "targetRef%.0d"
+	}
+	if len(refs) > 0 && len(selector.MatchLabels) > 0 {
+		problem("selector", "stands beside targetRefs; keep one of them")
+	}
+	for i, ref := range refs {
+		switch {
+		case ref.Name == "":
+			problem(fmt.Sprintf(at, i), "has no name; write that of a workload")
+		case ref.Namespace != "" && ref.Namespace != o.Namespace:
+			problem(fmt.Sprintf(at, i), "is of another namespace, %q, than the policy", ref.Namespace)
+		case ref.Kind == "Service" && (ref.Group == "" || ref.Group == "core"), ref.Kind == "Gateway" && ref.Group == "gateway.networking.k8s.io":
+			names = append(names, ref.Name)
+		default:
+			problem(fmt.Sprintf(at, i), "kind %q of group %q is not supported; it should be Service, or Gateway of gateway.networking.k8s.io", ref.Kind, ref.Group)
+		}
+	}
+	return names
 }

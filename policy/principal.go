@@ -8,8 +8,11 @@ import (
 	"culvert/pki/spiffe"
 )
 
-// scheme is what principals may or may not begin with.
-const scheme = "spiffe://"
+// scheme is what principals may or may not begin with, and keyScheme what names of self-made keys do.
+const (
+	scheme    = "spiffe://"
+	keyScheme = "key:"
+)
 
 // How a principal matches; the four forms of Istio's StringMatch, and anyone.
 type principalKind uint8
@@ -37,12 +40,13 @@ type pattern struct {
 	decision Decision
 }
 
-// matches tells whether the principal names id. The zero ID is no identity and matches only anyone.
+// matches tells whether the principal names id. The zero ID is no identity and matches only anyone. A self-made key, which
+// everybody can make, has to be named itself.
 func (p *principal) matches(id spiffe.ID) bool {
 	if p.kind == anyone {
 		return true
 	}
-	if id.IsZero() {
+	if id.IsZero() || id.IsKey() && p.kind != exactly {
 		return false
 	}
 	switch p.kind {
@@ -77,10 +81,10 @@ func parsePrincipal(entry string) (p principal, fault string) {
 	if text == "*" {
 		return principal{kind: present}, ""
 	}
-	if strings.HasPrefix(text, "key:") {
-		id, err := spiffe.ParseKey(text)
+	if strings.HasPrefix(text, keyScheme) {
+		id, err := spiffe.ParseKey(entry)
 		if err != nil {
-			return p, "is no name of a key; write key: and its 52 letters, as `gateway cert show` prints it"
+			return p, "is no self-made key; write key: and the 52 letters that follow it"
 		}
 		return principal{kind: exactly, id: id}, ""
 	}

@@ -6,9 +6,12 @@ import "fmt"
 type Action string
 
 // Actions. A DENY stands above every ALLOW. Where an ALLOW selects the workload, only what some ALLOW matches may pass.
+// The others neither allow nor deny, and all of them that match count, also where they cannot be ruled out.
 const (
 	ActionAllow Action = "ALLOW"
 	ActionDeny  Action = "DENY"
+	ActionAsk   Action = "ASK"   // Rules.Authorizer has to allow it as well; CUSTOM of Istio's
+	ActionAudit Action = "AUDIT" // it is recorded
 )
 
 // Mode is how far a policy is in force.
@@ -43,8 +46,13 @@ type Rules struct {
 	At string
 	// Wrapped tells that an entry of from holds a source, and one of to an operation, as in Istio's: RuleErrors have them.
 	Wrapped bool
-	// Action is ALLOW or DENY. Default: ALLOW.
+	// Action is ALLOW, DENY, ASK or AUDIT. Default: ALLOW.
 	Action Action
+	// Authorizer is who is asked, of ActionAsk, one of Config.Authorizers.
+	Authorizer string
+	// Limit and Headers are obligations of what is allowed by it, nil for none. Place and Name of the Limit are filled in.
+	Limit   *Limit
+	Headers []Header
 	// Mode is how far it is in force. Default: enforce.
 	Mode Mode
 	// Scope selects the workloads that it is for.
@@ -81,12 +89,15 @@ type Workload struct {
 	Labels map[string]string
 }
 
-// Rule matches a request that one of From (if there are any), one of To (if there are any) and all of When match.
+// Rule matches a request that one of From (if there are any), one of To (if there are any), all of When and CEL (if there is one)
+// match.
 type Rule struct {
 	Place
 	From []Source
 	To   []Operation
 	When []Condition
+	// CEL is an expression that has to be true; doc.go says of what. It is tried last, and only if the rest matches.
+	CEL string
 }
 
 // Source is who a request comes from: all lists that are not empty have to match, each with one of its values, and none
@@ -160,6 +171,8 @@ type RuleError struct {
 	At string
 	// Reason says what is wrong with it and what would be right.
 	Reason string
+	// CEL is the place in the expression, of those, else nil.
+	CEL *CELError
 }
 
 // Error returns path and reason on one line.

@@ -200,7 +200,7 @@ func TestRulesReport(t *testing.T) {
 
 // Faults are told all at once, with the path of the value.
 func TestRuleFaults(t *testing.T) {
-	_, err := Compile(Config{Rules: []Rules{{At: "spec", Action: "AUDIT", Rules: []Rule{{
+	_, err := Compile(Config{Rules: []Rules{{At: "spec", Action: "REFUSE", Rules: []Rule{{
 		From: []Source{{Principals: []string{"spiffe://a/b", "A/b", "a/b/"}, IPBlocks: []string{"10.0.0.0/33", "::ffff:1.2.3.4/120"}, ServiceAccounts: []string{"web", "a/b*"}}, {}},
 		To:   []Operation{{Ports: []string{"0", "65536", "080", "http"}, Paths: []string{"a/{*}", "/{**}/{**}", "/a{*}", "/*/x"}}},
 		When: []Condition{{Key: "source.port", Values: []string{"1"}}, {Key: "source.ip"}, {Key: "request.headers[]", Values: []string{"x"}}, {Key: "source.namespace", Values: []string{""}}},

@@ -14,6 +14,9 @@ type snapshot struct {
 	ports   []uint16
 	names   []string // of header fields and claims
 
+	programs []*celProgram
+	duties
+
 	deny, allow             index  // of what is in force
 	denyReport, allowReport index  // of what is not yet
 	allowScopes             scopes // of ALLOW
@@ -39,7 +42,9 @@ type span struct{ from, to uint32 }
 type ruleCode struct {
 	set            uint32
 	line           uint32
-	from, to, when span // from and to: of clauses, of which one has to hold if there is one; when: of tests
+	duty           uint32 // of duties.own, from 1; 0 is none
+	cel            uint32 // of programs, from 1; 0 is none
+	from, to, when span   // from and to: of clauses, of which one has to hold if there is one; when: of tests
 }
 
 // test compares an attribute with a list of values.
@@ -119,7 +124,8 @@ func (s *snapshot) oneOf(list span, v *view) truth {
 // matches reports whether a rule takes a request, for which least is enough.
 func (s *snapshot) matches(i uint32, v *view, least truth) bool {
 	r := &s.rules[i]
-	return s.all(r.when, v) >= least && s.oneOf(r.to, v) >= least && s.oneOf(r.from, v) >= least && s.sets[r.set].scope.selects(v.Workload)
+	return s.all(r.when, v) >= least && s.oneOf(r.to, v) >= least && s.oneOf(r.from, v) >= least && s.sets[r.set].scope.selects(v.Workload) &&
+		(r.cel == 0 || s.programs[r.cel-1].holds(v) >= least)
 }
 
 // decided is the decision of a rule.
@@ -129,6 +135,9 @@ func (s *snapshot) decided(i uint32, allow bool) Decision {
 	d := Decision{Allow: allow, Policy: policyRules, Rule: set.name, Place: Place{File: set.file, Line: int(r.line)}, Reason: "a DENY rule takes it"}
 	if allow {
 		d.Reason = "an ALLOW rule takes it"
+		if r.duty != 0 {
+			d.Obligations = s.own[r.duty-1]
+		}
 	}
 	return d
 }
