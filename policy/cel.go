@@ -158,7 +158,7 @@ func (a *celActivation) ResolveName(name string) (any, bool) {
 // Parent is nil.
 func (a *celActivation) Parent() cel.Activation { return nil }
 
-// celUnseen is what an attribute is that a hop cannot see. It is never written.
+// celUnseen is what an attribute is that a hop cannot see; immutable, as it has no exported field and no method that writes.
 var celUnseen = types.NewErr("this hop cannot see it").(*types.Err)
 
 // celCompiler makes programs of expressions.
@@ -223,7 +223,7 @@ func (c *celCompiler) compile(text string) (*celProgram, *CELError) {
 	ast, issues := c.env.Compile(text)
 	if errs := issues.Errors(); len(errs) > 0 {
 		first := errs[0]
-		e := &CELError{Line: first.Location.Line(), Column: first.Location.Column() + 1, Problem: first.Message}
+		e := &CELError{Line: first.Location.Line(), Column: first.Location.Column() + 1, Problem: strings.ReplaceAll(first.Message, " (in container '')", "")}
 		if strings.HasPrefix(first.Message, "undeclared reference") {
 			e.Problem += "; known are " + celNames()
 		}

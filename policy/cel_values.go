@@ -13,7 +13,8 @@ import (
 	"cel.dev/cel-go/common/types/traits"
 )
 
-// celHeadersType is the type of request.headers: NAME in it, and it[NAME]. It cannot be gone through. It is never written.
+// celHeadersType is the type of request.headers: NAME in it, and it[NAME]. It cannot be gone
+// through. It is immutable: CEL reads types only.
 var celHeadersType = cel.ObjectType("headers", traits.IndexerType|traits.ContainerType)
 
 // celHeaders are the fields of a request.

@@ -44,12 +44,17 @@ func compileRules(cfg *Config) (*snapshot, []error) {
 			continue
 		}
 		scope := set.Scope.in(cfg.Namespace)
+		c.checkScope(set)
 		before := c.snapshot
 		c.sets = append(c.sets, ruleSet{name: set.Name, scope: scope})
 		duty := c.duty(set)
 		first := len(c.rules)
 		for k := range set.Rules {
-			c.rule(&set.Rules[k], k, duty)
+			at := ""
+			if !set.Flat {
+				at = fmt.Sprintf("rules[%d].", k)
+			}
+			c.rule(&set.Rules[k], at, duty)
 		}
 		if cfg.Workloads != nil && !scope.selects(nil) && !slices.ContainsFunc(cfg.Workloads, scope.selects) {
 			before.names = c.names // c.named knows where they are
@@ -145,28 +150,42 @@ func (c *rulesCompiler) usable(set *Rules) bool {
 	return true
 }
 
-func (c *rulesCompiler) rule(r *Rule, k int, duty uint32) {
-	set := &c.sets[len(c.sets)-1]
-	set.file = r.File
+// checkScope finds labels and names that no workload has, and with which a set would select nothing.
+func (c *rulesCompiler) checkScope(set *Rules) {
+	labels, names := "workloads.labels", "workloads.names[%d]"
+	if set.Wrapped {
+		labels, names = "selector.matchLabels", "targetRefs[%d]"
+	}
+	set.Scope.check(func(label string, name int, what string) {
+		if name >= 0 {
+			label = fmt.Sprintf(names, name)
+		} else {
+			label = labels + "." + label
+		}
+		c.fault(label, "%s", what)
+	})
+}
+
+func (c *rulesCompiler) rule(r *Rule, at string, duty uint32) {
+	c.sets[len(c.sets)-1].file = r.File
 	out := ruleCode{set: uint32(len(c.sets) - 1), line: uint32(r.Line), duty: duty}
-	at := fmt.Sprintf("rules[%d]", k)
 	var clauses []span
 	for i := range r.From {
-		clauses = append(clauses, c.source(&r.From[i], fmt.Sprintf("%s.from[%d]%s", at, i, c.inFrom)))
+		clauses = append(clauses, c.source(&r.From[i], fmt.Sprintf("%sfrom[%d]%s", at, i, c.inFrom)))
 	}
 	out.from = c.addClauses(clauses)
 	clauses = nil
 	for i := range r.To {
-		clauses = append(clauses, c.operation(&r.To[i], fmt.Sprintf("%s.to[%d]%s", at, i, c.inTo)))
+		clauses = append(clauses, c.operation(&r.To[i], fmt.Sprintf("%sto[%d]%s", at, i, c.inTo)))
 	}
 	out.to = c.addClauses(clauses)
 	from := len(c.tests)
 	for i := range r.When {
-		c.condition(&r.When[i], fmt.Sprintf("%s.when[%d]", at, i))
+		c.condition(&r.When[i], fmt.Sprintf("%swhen[%d]", at, i))
 	}
 	out.when = span{uint32(from), uint32(len(c.tests))}
 	if r.CEL != "" {
-		out.cel = c.expression(r.CEL, at+".cel")
+		out.cel = c.expression(r.CEL, at+"cel")
 	}
 	c.rules = append(c.rules, out)
 }

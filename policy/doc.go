@@ -14,7 +14,38 @@
 //	*                                 every peer that has an identity
 //	any                               every peer, also one without an identity
 //
-// Only "any" ever lets in a peer without an identity.
+// Only "any" ever lets in a peer without an identity, and only an entry or "any" a self-made key, which everybody can make.
+//
+// # Rules
+//
+// Config.Rules are sets of rules that allow, deny, ask an authorizer or have the flow recorded, for some workloads or all; of
+// Istio's AuthorizationPolicy AuthorizationSpec makes one. PeerRule and TokenRule say who has to show an identity, and which
+// tokens count. What a hop cannot see it does not know: a rule that allows needs what it asks for, and all others take what
+// they cannot rule out. Rules are found by an index of identities, namespaces, ports and addresses, so that a decision takes as
+// long among ten thousand as among ten.
+//
+// A rule may have an expression of CEL (Rule.CEL) over typed attributes: peer.principal, peer.trust_domain, peer.namespace,
+// peer.service_account, peer.key, source.ip, source.port, remote.ip, destination.ip, destination.port, destination.host, sni,
+// listener, request.method, request.path, request.host, request.headers, token.issuer, token.subject, token.audiences,
+// token.claims, workload.name, workload.namespace, workload.labels and time. It is bounded when it is compiled and when it
+// runs, tried when all else of the rule matches, and not known when it fails.
+//
+// # Obligations
+//
+// A Decision that allows may oblige the hop to ask authorizers, to count the flow against limits and to add fields: of the rule
+// that allows, and of all rules that ask or audit and match. This package carries out none of it.
+//
+// # Other deciders
+//
+// Who decides in another way writes a function of a Request; there is nothing to register:
+//
+//	type decider interface{ Decide(*policy.Request) policy.Decision } // where it is used; *Policy is one
+//
+//	type deciderFunc func(*policy.Request) policy.Decision
+//
+//	func (f deciderFunc) Decide(r *policy.Request) policy.Decision { return f(r) }
+//
+// It has to be as this one: it does not block, does not keep the Request, and may be called concurrently.
 //
 // # Destinations
 //

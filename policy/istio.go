@@ -171,3 +171,9 @@ func targets(o *Object, selector WorkloadSelector, one *TargetRef, many []Target
 	}
 	return names
 }
+
+// checkSelector finds labels that no workload has.
+func checkSelector(s *Scope, problem func(at, format string, args ...any)) {
+	labels := Scope{Labels: s.Labels}
+	labels.check(func(label string, _ int, what string) { problem("selector.matchLabels."+label, "%s", what) })
+}

@@ -53,6 +53,7 @@ func (a *PeerAuthenticationSpec) Rule(o *Object) (PeerRule, []error) {
 		}
 		return true, false
 	}
+	checkSelector(&r.Scope, problem)
 	r.Strict, r.Unset = mode("mtls.mode", a.MTLS.Mode)
 	for text, one := range a.PortLevelMTLS {
 		at := "portLevelMtls." + text

@@ -46,6 +46,8 @@ type Rules struct {
 	At string
 	// Wrapped tells that an entry of from holds a source, and one of to an operation, as in Istio's: RuleErrors have them.
 	Wrapped bool
+	// Flat tells that the fields of the only rule stand in the set itself, as in this gateway's own: RuleErrors have it.
+	Flat bool
 	// Action is ALLOW, DENY, ASK or AUDIT. Default: ALLOW.
 	Action Action
 	// Authorizer is who is asked, of ActionAsk, one of Config.Authorizers.

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -81,4 +82,18 @@ func (l *scopes) reason(w *Workload) string {
 		sets = append(sets[:maxNamed], "others")
 	}
 	return "no ALLOW rule for the destination matches: " + strings.Join(sets, ", ")
+}
+
+// check finds labels and names that no workload has: fault gets the label, or the index of the name, which is -1 for labels.
+func (s *Scope) check(fault func(label string, name int, what string)) {
+	for _, key := range slices.Sorted(maps.Keys(s.Labels)) {
+		if value := s.Labels[key]; key == "" || strings.Contains(key+value, "*") {
+			fault(key, -1, fmt.Sprintf("%q: %q is a label that no workload has; it is compared whole, without \"*\"", key, value))
+		}
+	}
+	for i, name := range s.Names {
+		if name == "" || strings.Contains(name, "*") {
+			fault("", i, fmt.Sprintf("%q is a name that no workload has; it is compared whole, without \"*\"", name))
+		}
+	}
 }

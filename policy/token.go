@@ -119,6 +119,7 @@ func (a *RequestAuthenticationSpec) TokenRules(o *Object) ([]TokenRule, []error)
 		problem("jwtRules", "istio.io/dry-run is for AuthorizationPolicies; remove the annotation")
 	}
 	scope.Names = targets(o, a.Selector, a.TargetRef, a.TargetRefs, problem)
+	checkSelector(&scope, problem)
 	if len(a.JWTRules) == 0 {
 		problem("jwtRules", "is empty, so that no token would be looked at; write at least one issuer")
 	}

@@ -10,6 +10,7 @@ import (
 
 	"culvert/capture"
 	"culvert/pki"
+	"culvert/policy"
 	"culvert/tunnel"
 )
 
@@ -55,8 +56,8 @@ func check(stdout, stderr io.Writer, file string, noFiles bool) error {
 func checkFiles(cfg *Config, p *places, f *faults, log *slog.Logger) {
 	v := &validator{cfg: cfg, places: p, faults: f}
 	cfg.policies = readPolicies(cfg.Policy.Files, f)
-	cfg.policies.compile(nil, "")
-	cfg.Policy.Rules, cfg.Policy.Peers = cfg.policies.sets, cfg.policies.peers
+	cfg.policies.compile(policy.Config{Authorizers: cfg.Policy.Authorizers})
+	cfg.policies.into(&cfg.Policy)
 	if cfg.Identity.Validate() == nil && cfg.Trust.Validate() == nil {
 		_, err := pki.Load(cfg.identity(), log)
 		v.join("identity", err)

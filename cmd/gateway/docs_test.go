@@ -65,12 +65,44 @@ const referenceIntro = `# Configuration reference
 
 const policyIntro = "\n## Policy files\n\n" +
 	"`policy: {files: [FILE]}` names files of rules. `gateway policy check FILE` reports what is wrong with one, `gateway\n" +
-	"policy test FILE` runs the tests in it, and `gateway policy explain` says what it makes of a flow. AuthorizationPolicies\n" +
-	"of Istio may stand in the same files, as other documents or a `List`.\n\n" +
+	"policy test FILE` runs the tests in it, and `gateway policy explain` says what it makes of a flow. AuthorizationPolicies,\n" +
+	"PeerAuthentications and RequestAuthentications of Istio may stand in the same files, as other documents or a `List`. What\n" +
+	"this gateway does not do is an error with its line, never left out.\n" +
+	"\n" +
 	"A deny rule that matches refuses. Where an allow rule is for the workload, only what an allow rule matches may reach it,\n" +
 	"and what `allow` of the configuration names; else the default policy stands: the own trust domain and namespace. A value\n" +
-	"is exact, `a*`, `*a`, or `*` for any that is there. What a hop cannot see, such as the path inside of a tunnel, does not\n" +
-	"allow and does not rule out a denial.\n\n"
+	"is exact, `a*`, `*a`, or `*` for any that is there; a self-made key is only ever named whole. What a hop cannot see, such\n" +
+	"as the path inside of a tunnel, does not allow and does not rule out a denial. Rules that ask or audit neither allow nor\n" +
+	"deny: all of them that match count, also where they cannot be ruled out. A field without a value and an empty list are\n" +
+	"errors, so that a rule that asks for a principal and names none does not let in everybody.\n" +
+	"\n" +
+	"Three things differ from Istio: where no ALLOW selects the workload our default policy stands, and not everything passes;\n" +
+	"a policy without `rules` matches nothing, and `rules: [{}]` everything, whatever its action; and an empty list inside of a\n" +
+	"rule is an error. `cluster.local` in a principal of Istio's is the trust domain of this gateway, whatever that is called.\n" +
+	"CUSTOM asks the authorizer that `provider.name` names, AUDIT marks the flow in records, and the annotation\n" +
+	"`istio.io/dry-run` does what `mode: report` does.\n" +
+	"\n" +
+	"A RequestAuthentication says which tokens count for its workloads: there a request with a token that is not valid, of\n" +
+	"another issuer or for another audience is refused with 401, and one without a token passes as one without a request\n" +
+	"principal. Without `fromHeaders` a token stands in `authorization` behind `Bearer `. `gateway policy explain\n" +
+	"--token-claims JSON` says what becomes of a token, and `--bad-token WHY` of one that is not valid.\n" +
+	"\n" +
+	"`cel` is an expression of [CEL](https://cel.dev) that has to be true as well. It may ask for:\n" +
+	"\n" +
+	"- `peer.principal` (without `spiffe://`), `peer.trust_domain`, `peer.namespace`, `peer.service_account` and `peer.key` (of\n" +
+	"  a self-made key), which are `\"\"` of who has none\n" +
+	"- `source.ip`, `source.port`, `remote.ip`, `destination.ip`, `destination.port`, `destination.host`, `sni`, `listener`;\n" +
+	"  `source.ip.inCIDR(\"10.0.0.0/8\")` compares an address with a range\n" +
+	"- `request.method`, `request.path`, `request.host`, `request.headers[\"x-team\"]` and `\"x-team\" in request.headers`\n" +
+	"- `token.issuer`, `token.subject`, `token.audiences` (a list) and `token.claims` (by name), empty without a token\n" +
+	"- `workload.name`, `workload.namespace`, `workload.labels` (by name)\n" +
+	"- `time`, such as `time.getHours(\"Europe/Berlin\") < 18`\n" +
+	"\n" +
+	"An expression that asks for what the hop cannot see, or that fails, as for a claim that is not there, is not known: an\n" +
+	"allow rule with it does not match, and a deny rule does. `||` and `&&` leave out what they can, and `has(token.claims.a)`\n" +
+	"finds out. Types are checked when the file is read, and what it may cost is bounded then and when it runs. It is tried\n" +
+	"when everything else of the rule matches, so write `from` or `to` beside it where there are many rules.\n" +
+	"\n"
 
 // reference writes the page.
 type reference struct {

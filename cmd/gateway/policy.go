@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -17,7 +18,8 @@ func policyCommand() *cobra.Command {
 		Use:   "policy",
 		Short: "Check, test and explain policies",
 		Long: `Check, test and explain policies before they are live. A file has rules of this gateway's
-own, or AuthorizationPolicies and PeerAuthentications of Istio as ` + "`kubectl get -o yaml`" + ` prints them, or both.`,
+own, or AuthorizationPolicies, PeerAuthentications and RequestAuthentications of Istio as
+` + "`kubectl get -o yaml`" + ` prints them, or both.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -27,8 +29,10 @@ own, or AuthorizationPolicies and PeerAuthentications of Istio as ` + "`kubectl 
 
 // policyFlags are what all commands about policies ask for.
 type policyFlags struct {
-	self  string
-	allow []string
+	self        string
+	allow       []string
+	authorizers []string
+	aliases     []string
 }
 
 // defaultSelf is who the gateway is where nobody says: its namespace counts for policies that name none.
@@ -37,6 +41,8 @@ const defaultSelf = "spiffe://cluster.local/ns/default/sa/gateway"
 func (f *policyFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.self, "self", defaultSelf, "identity of the gateway that decides, a `SPIFFE-ID`")
 	cmd.Flags().StringArrayVar(&f.allow, "allow", nil, "let `PRINCIPAL` in besides, as of `gateway run` (repeatable)")
+	cmd.Flags().StringArrayVar(&f.authorizers, "authorizer", nil, "`NAME` of an authorizer that the gateway has (repeatable)")
+	cmd.Flags().StringArrayVar(&f.aliases, "trust-domain-alias", nil, "other `NAME` of the gateway's trust domain (repeatable)")
 }
 
 // load reads and compiles files, and runs the tests in them.
@@ -46,7 +52,9 @@ func (f *policyFlags) load(files []string) (*policies, *policy.Policy, spiffe.ID
 		return nil, nil, self, fmt.Errorf("--self: %w", err)
 	}
 	p := readPolicies(files, new(faults))
-	rules := p.compile(f.allow, self.Namespace())
+	rules := p.compile(policy.Config{
+		Allow: f.allow, Namespace: self.Namespace(), TrustDomain: self.TrustDomain(), TrustDomainAliases: f.aliases, Authorizers: f.authorizers,
+	})
 	if err := p.faults.err(); err != nil {
 		return nil, nil, self, err
 	}
@@ -67,7 +75,7 @@ func policyCheckCommand() *cobra.Command {
 			if err := p.test(io.Discard, rules, self); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, %s, all right\n", strings.Join(files, ", "), count(len(p.sets)+len(p.peers), "policy", "policies"), count(len(p.tests), "test", "tests"))
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, %s, all right\n", strings.Join(files, ", "), count(p.count, "policy", "policies"), count(len(p.tests), "test", "tests"))
 			return failed(err)
 		},
 	}
@@ -148,6 +156,9 @@ what it resolves to is asked about when it is known.`,
 			if err != nil {
 				return fmt.Errorf("--%w", err)
 			}
+			if r.Time.IsZero() {
+				r.Time = time.Now()
+			}
 			d := rules.Decide(r)
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), explanation(&d))
 			return failed(err)
@@ -162,9 +173,15 @@ what it resolves to is asked about when it is known.`,
 	fs.StringVar(&t.Workload, "workload", "", "`NAME` of the workload that the destination is")
 	fs.StringVar(&t.Namespace, "namespace", "", "`NAMESPACE` of that workload (default: that of --self)")
 	fs.StringToStringVar(&t.Labels, "labels", nil, "its labels, `KEY=VALUE[,...]`")
+	fs.StringVar(&t.Listener, "listener", "", "`NAME` of the listener that has accepted it")
+	fs.StringVar(&t.Remote, "remote", "", "`ADDR` of the client, as a proxy that is trusted tells (default: that of --source)")
+	fs.StringVar(&t.TokenClaims, "token-claims", "", "what a valid token says, `JSON` such as '{\"iss\": \"https://issuer.example\", \"sub\": \"ann\"}' (default: no token)")
+	fs.StringVar(&t.BadToken, "bad-token", "", "`WHY` a token that is shown is not valid (default: none is shown)")
+	fs.StringVar(&t.Time, "time", "", "`TIME` of the request, such as 2026-03-02T09:30:00Z (default: now)")
 	fs.StringVar(&t.SNI, "sni", "", "server `NAME` that TLS was asked for")
 	fs.StringVar(&t.Method, "method", "", "`METHOD` of HTTP, where the hop has it in the clear")
 	fs.StringVar(&t.Path, "path", "", "`PATH` of HTTP, as above")
+	fs.StringToStringVar(&t.Headers, "headers", nil, "fields of HTTP, as above, `NAME=VALUE[,...]`")
 	return cmd
 }
 
@@ -180,10 +197,39 @@ func explanation(d *policy.Decision) string {
 		fmt.Fprintf(&b, " (%s)", place)
 	}
 	fmt.Fprintf(&b, ": %s", d.Reason)
+	if d.Obligations != nil {
+		fmt.Fprintf(&b, "; %s", obligations(d.Obligations))
+	}
 	if d.Report != nil {
 		fmt.Fprintf(&b, "; with the rules in report it would be: %s", explanation(d.Report))
 	}
 	return b.String()
+}
+
+// obligations says what comes with a decision.
+func obligations(o *policy.Obligations) string {
+	var list []string
+	if len(o.Ask) > 0 {
+		list = append(list, "asks "+strings.Join(o.Ask, " and "))
+	}
+	for _, l := range o.Limits {
+		part := func(is bool, format string, args ...any) {
+			if is {
+				list = append(list, fmt.Sprintf(format, args...))
+			}
+		}
+		part(l.FlowsPerSecond > 0, "lets %g flows a second begin, %d at once", l.FlowsPerSecond, l.Burst)
+		part(l.Flows > 0, "lets %d flows live", l.Flows)
+		part(l.BytesPerSecond > 0, "lets %v a second pass", Size(l.BytesPerSecond))
+		part(l.Quota > 0, "lets %v in %v pass", Size(l.Quota), l.Period)
+	}
+	for _, h := range o.Headers {
+		list = append(list, "sets "+h.Name)
+	}
+	if o.Audit {
+		list = append(list, "is recorded")
+	}
+	return strings.Join(list, ", ")
 }
 
 // setDestination reads ADDR:PORT or NAME:PORT.

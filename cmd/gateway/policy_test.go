@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"culvert/pki/spiffe"
+	"culvert/policy"
 	"culvert/tunnel/tunneltest"
 )
 
@@ -52,6 +53,38 @@ tests:
 - {peer: "spiffe://cluster.local/ns/default/sa/web", dst: "db.internal:8080", want: deny}
 `
 
+// tokenPolicy takes tokens of one issuer, and one subject of it.
+const tokenPolicy = `apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: tokens, namespace: default}
+spec:
+  jwtRules:
+  - {issuer: "https://issuer.example", audiences: [api], jwksUri: "https://issuer.example/keys"}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: ann, namespace: default}
+spec:
+  rules:
+  - from: [{source: {requestPrincipals: ["https://issuer.example/ann"]}}]
+`
+
+// dutyPolicy has everything that comes with a flow that is allowed.
+const dutyPolicy = `rules:
+- name: hours
+  cel: listener == "mesh" && time.getHours() >= 8 && time.getHours() < 18
+  limits: {flowsPerSecond: 0.5, flows: 3, bytesPerSecond: 1MiB, quota: 2GiB}
+  headers: {X-Team: blue}
+- name: opa
+  action: ask
+  authorizer: opa
+- {name: watch, action: audit, to: [{ports: ["8080"]}]}
+tests:
+- {peer: "spiffe://cluster.local/ns/default/sa/a", dst: "10.0.0.9:8080", listener: mesh, time: "2026-03-02T09:30:00Z", want: allow, rule: hours}
+- {peer: "spiffe://cluster.local/ns/default/sa/a", dst: "10.0.0.9:8080", listener: other, time: "2026-03-02T09:30:00Z", want: deny}
+- {peer: "spiffe://cluster.local/ns/default/sa/a", dst: "10.0.0.9:8080", listener: mesh, want: deny}
+`
+
 // gatewayCommand runs one command in a folder with some files and returns its code and all that it prints.
 func gatewayCommand(t *testing.T, files map[string]string, args ...string) (code int, out string) {
 	t.Helper()
@@ -86,7 +119,7 @@ func TestPolicyCommands(t *testing.T) {
 		{"a typo", strings.Replace(istioPolicy, "principals", "principles", 1), []string{"check", "p.yaml"}, 2, []string{`p.yaml:7: unknown field "principles"`, `did you mean "principals"?`}},
 		{"a value that is none", strings.Replace(istioPolicy, `"8080"`, `"http"`, 1), []string{"check", "p.yaml"}, 2, []string{"p.yaml:8: spec.rules[0].to[0].operation.ports[0]", "is no port"}},
 		{"a kind that is not supported", strings.Replace(istioPolicy, "AuthorizationPolicy", "Telemetry", 1), []string{"check", "p.yaml"}, 2, []string{`p.yaml:2: kind: "Telemetry"`, "not supported"}},
-		{"an action that is not supported", strings.Replace(istioPolicy, "ALLOW", "CUSTOM", 1), []string{"check", "p.yaml"}, 2, []string{"p.yaml:5: spec.action: CUSTOM is not supported"}},
+		{"an action that is none", strings.Replace(istioPolicy, "ALLOW", "REFUSE", 1), []string{"check", "p.yaml"}, 2, []string{"p.yaml:5: spec.action: \"REFUSE\" is no action"}},
 		{"no name", strings.Replace(istioPolicy, "name: only-client, ", "", 1), []string{"check", "p.yaml"}, 2, []string{"p.yaml:3: metadata: name is missing"}},
 		{"no file", "", []string{"check"}, 2, []string{"takes a FILE or several"}},
 		{"a file that is not there", "", []string{"check", "none.yaml"}, 2, []string{"none.yaml: cannot be read"}},
@@ -107,6 +140,22 @@ func TestPolicyCommands(t *testing.T) {
 		{"explain with an entry", istioPolicy, []string{"explain", "--policy", "p.yaml", "--allow", "*", "--peer", client, "--dst", "10.0.0.9:9090"}, 0, []string{"allow by allow[0]"}},
 		{"explain a report", ownPolicy, []string{"explain", "--policy", "p.yaml", "--labels", "app=web", "--peer", "spiffe://cluster.local/ns/shop/sa/web", "--dst", "10.0.0.9:8080"}, 0,
 			[]string{"allow by orders (p.yaml:2)", "with the rules in report it would be: deny by soon (p.yaml:8)"}},
+		{"check of tokens", tokenPolicy, []string{"check", "p.yaml"}, 0, []string{"2 policies, 0 tests"}},
+		{"explain a token", tokenPolicy, []string{"explain", "--policy", "p.yaml", "--peer", client, "--dst", "10.0.0.9:8080", "--token-claims", `{"iss": "https://issuer.example", "sub": "ann", "aud": ["api"]}`}, 0, []string{"allow by default/ann (p.yaml:13)"}},
+		{"explain a token of others", tokenPolicy, []string{"explain", "--policy", "p.yaml", "--peer", client, "--dst", "10.0.0.9:8080", "--token-claims", `{"iss": "https://other.example"}`}, 0, []string{`deny by default/tokens (p.yaml:6): the token is of issuer "https://other.example"`}},
+		{"explain a token for others", tokenPolicy, []string{"explain", "--policy", "p.yaml", "--peer", client, "--dst", "10.0.0.9:8080", "--token-claims", `{"iss": "https://issuer.example", "aud": "web"}`}, 0, []string{`deny by default/tokens (p.yaml:6): the token is for ["web"]`}},
+		{"explain a token that is not valid", tokenPolicy, []string{"explain", "--policy", "p.yaml", "--peer", client, "--dst", "10.0.0.9:8080", "--bad-token", "it has expired"}, 0, []string{"deny by default/tokens (p.yaml:6): the token is not valid: it has expired"}},
+		{"explain no token", tokenPolicy, []string{"explain", "--policy", "p.yaml", "--peer", client, "--dst", "10.0.0.9:8080", "--method", "GET"}, 0, []string{"deny by no-allow"}},
+		{"explain claims that are none", tokenPolicy, []string{"explain", "--policy", "p.yaml", "--dst", "10.0.0.9:8080", "--token-claims", `[]`}, 2, []string{"--token-claims: "}},
+		{"explain an audience that is none", tokenPolicy, []string{"explain", "--policy", "p.yaml", "--dst", "10.0.0.9:8080", "--token-claims", `{"aud": 7}`}, 2, []string{"--token-claims: aud is neither"}},
+		{"explain a time that is none", tokenPolicy, []string{"explain", "--policy", "p.yaml", "--dst", "10.0.0.9:8080", "--time", "noon"}, 2, []string{"--time: "}},
+		{"check of what comes with a flow", dutyPolicy, []string{"check", "--authorizer", "opa", "p.yaml"}, 0, []string{"3 policies, 3 tests"}},
+		{"of an authorizer that nobody names", dutyPolicy, []string{"check", "p.yaml"}, 2, []string{`p.yaml:8: rules[1].authorizer: "opa" is no authorizer that this gateway knows; none is configured`}},
+		{"explain what comes with a flow", dutyPolicy, []string{"explain", "--authorizer", "opa", "--policy", "p.yaml", "--peer", client, "--dst", "10.0.0.9:8080", "--listener", "mesh", "--time", "2026-03-02T09:30:00Z"}, 0,
+			[]string{"allow by hours (p.yaml:2): an ALLOW rule takes it; asks opa, lets 0.5 flows a second begin, 1 at once, lets 3 flows live, lets 1MiB a second pass, lets 2GiB in 24h0m0s pass, sets x-team, is recorded"}},
+		{"explain another hour", dutyPolicy, []string{"explain", "--authorizer", "opa", "--policy", "p.yaml", "--peer", client, "--dst", "10.0.0.9:8080", "--listener", "mesh", "--time", "2026-03-02T19:30:00Z"}, 0, []string{"deny by no-allow", "; is recorded"}},
+		{"explain an alias", istioPolicy, []string{"explain", "--policy", "p.yaml", "--trust-domain-alias", "old.example", "--peer", strings.Replace(client, "cluster.local", "old.example", 1), "--dst", "10.0.0.9:8080"}, 0, []string{"allow by default/only-client"}},
+
 		{"explain without a destination", istioPolicy, []string{"explain", "--policy", "p.yaml"}, 2, []string{"--dst is missing"}},
 		{"explain a destination that is none", istioPolicy, []string{"explain", "--policy", "p.yaml", "--dst", "10.0.0.9"}, 2, []string{"it should be like 10.0.0.9:8080"}},
 		{"explain a peer that is none", istioPolicy, []string{"explain", "--policy", "p.yaml", "--dst", "10.0.0.9:1", "--peer", "client"}, 2, []string{"--peer: "}},
@@ -145,10 +194,14 @@ func FuzzPolicyFile(f *testing.F) {
 	f.Add("kind: List\napiVersion: v1\nitems: [{kind: List, apiVersion: v1}]")
 	f.Add("rules: [{action: allow, from: [{}], when: [{key: \"request.auth.claims[a][b]\", notValues: [\"*x\"]}]}]")
 	f.Add("a: &a [*a]")
+	f.Add(tokenPolicy)
+	f.Add(dutyPolicy)
+	f.Add(strictPeers)
+	f.Add("rules:\n- cel: |\n    true &&\n      nobody\n- {cel: \"\\x41\", limits: {flows: 0}, headers: {a: b}}")
 	f.Fuzz(func(t *testing.T, text string) {
 		p := &policies{faults: new(faults)}
 		p.read(filepath.Join("dir", "p.yaml"), []byte(text))
-		rules := p.compile(nil, "default")
+		rules := p.compile(policy.Config{Namespace: "default", TrustDomain: "cluster.local", Authorizers: []string{"opa"}})
 		if err := p.faults.err(); err != nil {
 			if strings.TrimSpace(err.Error()) == "" {
 				t.Error("a fault that says nothing")
