@@ -83,7 +83,8 @@ func compile(c *Config, self spiffe.ID) (*plan, error) {
 		}
 	}
 	rules := c.Policy
-	rules.Namespace, rules.Workloads = self.Namespace(), append(rules.Workloads, &p.self.Workload)
+	rules.Namespace, rules.TrustDomain = self.Namespace(), self.TrustDomain()
+	rules.Workloads = append(rules.Workloads, &p.self.Workload)
 	for _, w := range p.workloads {
 		rules.Workloads = append(rules.Workloads, &w.Workload)
 	}

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"log/slog"
 	"strconv"
+	"time"
 
 	"culvert/policy"
 )
@@ -99,7 +100,7 @@ func (g *Gateway) authorize(f *Flow) error {
 func (f *Flow) ask(r *policy.Request, p *plan) {
 	*r = policy.Request{
 		Peer: f.Peer, Self: f.g.env.Self(), Host: f.Target.Host, Addr: f.Target.Addr, Port: f.Target.Port,
-		Listener: f.Listener, Source: f.Source, Local: f.local, Workload: p.workloadOf(f.Target),
+		Listener: f.Listener, Source: f.Source, Local: f.local, Workload: p.workloadOf(f.Target), Time: time.Now(),
 	}
 	if f.shown != nil {
 		r.SNI, r.Remote = f.shown.sni, f.shown.remote
