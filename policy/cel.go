@@ -269,7 +269,11 @@ func celNames() string {
 
 // holds tries the expression. What fails is not known.
 func (p *celProgram) holds(v *view) truth {
-	value, _, err := p.program.Eval(&celActivation{v: *v, lookup: p.lookup})
+	// CEL gets a copy: else the compiler would have every request on the heap, also where no rule has an expression.
+	r := *v.Request
+	copied := newView(&r)
+	copied.later = v.later
+	value, _, err := p.program.Eval(&celActivation{v: copied, lookup: p.lookup})
 	if err == nil {
 		if is, ok := value.(types.Bool); ok {
 			return truthOf(bool(is))
