@@ -69,6 +69,8 @@ var repoHomes = []struct {
 	{"github.com/armon/go-socks5", []string{"capture"}},
 	{"github.com/google/nftables", []string{"capture/rules"}},
 	{"github.com/miekg/dns", []string{"capture/names"}},
+	{"github.com/golang-jwt/jwt", []string{"pki/jwt"}},
+	{"github.com/MicahParks", []string{"pki/jwt"}},
 	{"github.com/prometheus", []string{"cmd/gateway"}},
 	{"github.com/spf13", []string{"cmd/gateway"}},
 	{"go.yaml.in/yaml", []string{"cmd/gateway"}},
