@@ -1,6 +1,7 @@
 package jwt
 
 import (
+	"crypto"
 	"fmt"
 	"strings"
 	"testing"
@@ -43,6 +44,35 @@ func TestCacheBounds(t *testing.T) {
 	share := v.issuers[testIssuer].share
 	if len(share.subjects) > 32 || share.order.Len() != 32 {
 		t.Errorf("%d subjects and %d entries are in the share, want 32 at most", len(share.subjects), share.order.Len())
+	}
+}
+
+// TestCacheKeepsWhatIsUsed has one token that is shown again and again among many that are shown once.
+func TestCacheKeepsWhatIsUsed(t *testing.T) {
+	s := p256()
+	cfg := config(jwks(s))
+	cfg.CacheEntries = 16
+	v := newVerifier(t, cfg, Env{})
+	bob := s.token(t, goodClaims(map[string]any{"sub": "bob"}))
+	for i := range 100 {
+		wantTaken(t, v, bob)
+		wantTaken(t, v, s.token(t, goodClaims(map[string]any{"sub": fmt.Sprint("subject ", i)})))
+	}
+	if got := v.Stats(); got.Verified != 101 || got.Hits != 99 {
+		t.Errorf("Stats = %+v, want bob's token checked once", got)
+	}
+}
+
+// TestCacheOfOneKey has a self-made key that says it speaks for ever new subjects.
+func TestCacheOfOneKey(t *testing.T) {
+	s := p256()
+	s.kid = selfName
+	v := newVerifier(t, Config{SelfSigned: &SelfSignedConfig{AnyAudience: true}, CacheEntries: 64}, Env{PinnedKey: func(string) crypto.PublicKey { return s.key.Public() }})
+	for i := range 50 {
+		wantTaken(t, v, s.token(t, goodClaims(map[string]any{"iss": selfName, "sub": fmt.Sprint(i)})))
+	}
+	if got := v.Stats().Entries; got != 64/subjectShare {
+		t.Errorf("one key has %d entries, want %d", got, 64/subjectShare)
 	}
 }
 

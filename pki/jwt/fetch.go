@@ -180,6 +180,10 @@ func (f *fetcher) get(ctx context.Context, client *http.Client, address *url.URL
 		return nil, nil, fmt.Errorf("get %s: status %d", address, res.StatusCode)
 	}
 	data, err := io.ReadAll(io.LimitReader(res.Body, maxSetBytes+1))
+	if err == nil {
+		// When ctx ends, TLS says goodbye before the socket is closed, and the answer can seem to be whole.
+		err = ctx.Err()
+	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("get %s: %w", address, err)
 	}

@@ -254,14 +254,22 @@ func TestIssuerThatHangsBlocksNobodyElse(t *testing.T) {
 	v := newVerifier(t, cfg, fine.env())
 	ctx, cancel := context.WithCancel(t.Context())
 	var waiting sync.WaitGroup
+	var sentAway atomic.Int64
 	for i := range 3 * maxWaiting {
 		waiting.Go(func() {
-			if _, err := v.Verify(ctx, signer{fmt.Sprint(i), p256().key}.token(t, hung.claims())); err == nil {
+			_, err := v.Verify(ctx, signer{fmt.Sprint(i), p256().key}.token(t, hung.claims()))
+			if err == nil {
 				t.Error("a token without a key was taken")
+			}
+			if ctx.Err() == nil {
+				sentAway.Add(1)
 			}
 		})
 	}
-	waitFor(t, "tokens wait", func() bool { return v.issuers[hung.URL].source.waiting.Load() >= maxWaiting-1 })
+	waitFor(t, "all but 256 are sent away", func() bool { return sentAway.Load() == 2*maxWaiting })
+	if n := v.issuers[hung.URL].source.waiting.Load(); n != maxWaiting {
+		t.Errorf("%d tokens wait, want %d", n, maxWaiting)
+	}
 	wantTaken(t, v, p256().token(t, fine.claims()))
 	cool(v)
 	fine.set(func(a *issuerAnswer) { a.hang = true })
@@ -407,5 +415,9 @@ func TestVerifierAfterClose(t *testing.T) {
 	v.Close()
 	cool(v)
 	wantTaken(t, v, p256().token(t, goodClaims(map[string]any{"iss": s.URL, "sub": "bob"})))
-	wantRefused(t, v, signer{"x", p256().key}.token(t, s.claims()), KeysUnavailable)
+	// Nobody will read keys for it any more, so it does not wait for them.
+	_, err := v.Verify(context.Background(), signer{"x", p256().key}.token(t, s.claims()))
+	if e, ok := errors.AsType[*Error](err); !ok || e.Reason != KeysUnavailable {
+		t.Errorf("Verify = %v, want %s", err, KeysUnavailable)
+	}
 }

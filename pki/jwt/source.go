@@ -69,13 +69,12 @@ func newSource(load func(context.Context) ([]byte, time.Duration, error), done f
 	}
 }
 
-// current returns the keys, and false where there are none or they are too old.
-func (s *source) current(now time.Time) ([]*verifyKey, bool) {
-	set := s.set.Load()
-	if set == nil || isStale(set, now) {
-		return nil, false
+// current returns the keys, none where there are none or they are too old, and the set that was looked at.
+func (s *source) current(now time.Time) (keys []*verifyKey, set *keySet) {
+	if set = s.set.Load(); set == nil || isStale(set, now) {
+		return nil, set
 	}
-	return set.keys, true
+	return set.keys, set
 }
 
 // isStale goes by the wall clock, as timers stand still while a machine sleeps.
@@ -171,16 +170,20 @@ func (s *source) install(data []byte) error {
 // errNoRefresh says that nothing will be read now: that was done a moment ago.
 var errNoRefresh = errors.New("they were looked for a moment ago")
 
-// await waits for a refresh because kid is not among the keys: for the one that is under way, or for one that it asks
-// for. It returns errNoRefresh at once where kid was looked for in the last half minute or anything in the last ten seconds,
-// else why the refresh failed, or the end of ctx.
-func (s *source) await(ctx context.Context, kid string) error {
+// await waits for a refresh because kid is not in the set seen: for the one that is under way, or for one that it asks
+// for. It returns nil at once where there is another set by now, and errNoRefresh where kid was looked for in the last
+// half minute or anything in the last ten seconds; else why the refresh failed, or the end of ctx.
+func (s *source) await(ctx context.Context, kid string, seen *keySet) error {
 	if s.waiting.Add(1) > maxWaiting {
 		s.waiting.Add(-1)
 		return errors.New("too many tokens wait for them")
 	}
 	defer s.waiting.Add(-1)
 	this := s.ask(kid)
+	// After ask: a refresh that ended before it has put its set there.
+	if s.set.Load() != seen {
+		return nil
+	}
 	if this == nil {
 		return errNoRefresh
 	}

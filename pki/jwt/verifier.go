@@ -182,7 +182,7 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Token, error) {
 			lack.by.source.miss(lack.kid)
 			return nil, lack.refusal
 		}
-		if err := lack.by.source.await(ctx, lack.kid); errors.Is(err, errNoRefresh) {
+		if err := lack.by.source.await(ctx, lack.kid, lack.seen); errors.Is(err, errNoRefresh) {
 			return nil, lack.refusal
 		} else if err != nil {
 			return nil, &Error{Reason: KeysUnavailable, Issuer: lack.by.name, Detail: "its keys cannot be had", Err: err}
@@ -246,6 +246,7 @@ func (t *Token) isOver(now time.Time) bool {
 type lackError struct {
 	by      *issuer
 	kid     string
+	seen    *keySet // that was looked at, nil for none
 	refusal *Error
 }
 
@@ -328,10 +329,11 @@ func (v *Verifier) findKey(t *Token, p *parsed, token string, now time.Time) err
 		return v.checkPinned(t, p, token)
 	}
 	keys, fresh := by.fixed, true
+	var seen *keySet
 	if by.source != nil {
-		var set []*verifyKey
-		set, fresh = by.source.current(now)
-		keys = slices.Concat(by.fixed, set)
+		var more []*verifyKey
+		more, seen = by.source.current(now)
+		keys, fresh = slices.Concat(by.fixed, more), more != nil
 	}
 	list, known := candidates(keys, p.kid, p.alg)
 	for _, key := range list {
@@ -361,7 +363,7 @@ func (v *Verifier) findKey(t *Token, p *parsed, token string, now time.Time) err
 		return refusal
 	}
 	refusal.Issuer = by.name
-	return &lackError{by: by, kid: p.kid, refusal: refusal}
+	return &lackError{by: by, kid: p.kid, seen: seen, refusal: refusal}
 }
 
 // checkPinned checks the signature of a self-made key.

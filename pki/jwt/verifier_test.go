@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/elliptic"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"slices"
@@ -97,6 +98,10 @@ func TestVerifyOnceForOneToken(t *testing.T) {
 	all.Wait()
 	if got := v.Stats(); got.Verified != 1 || got.Entries != 1 {
 		t.Errorf("Stats = %+v, want one signature checked and one entry", got)
+	}
+	// Who comes late, after the first has verified and before it looks, finds the result.
+	if _, err := v.verifyNew(token, sha256.Sum256([]byte(token))); err != nil || v.Stats().Verified != 1 {
+		t.Errorf("verifyNew = %v, %+v, want no second check", err, v.Stats())
 	}
 	first, second := wantTaken(t, v, token), wantTaken(t, v, token)
 	if first != second {
