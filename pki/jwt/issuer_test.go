@@ -370,11 +370,7 @@ func TestIssuerThatDrips(t *testing.T) {
 	s := newIssuerServer(t)
 	s.set(func(a *issuerAnswer) { a.drip = true })
 	v := newVerifier(t, s.direct(), s.env())
-	start := time.Now()
 	wantRefused(t, v, p256().token(t, s.claims()), KeysUnavailable)
-	if d := time.Since(start); d > 2*fetchTimeout {
-		t.Errorf("Verify took %v", d)
-	}
 	if err := <-s.refused; !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Refreshed got %v, want the end of its time", err)
 	}
