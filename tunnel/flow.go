@@ -38,13 +38,16 @@ type Flow struct {
 	id      uint64
 	started time.Time
 	plan    *plan
-	via     *route     // the route that took the flow
-	named   bool       // by naming its destination
-	local   bool       // the destination is this host's own
-	shown   *shown     // what policy is told of it besides; nil: nothing
-	rule    string     // what let it pass, or refused it
-	trace   traceID    // of the request that it came with or, guarded by mu as that is set late, that it went on with
-	entered []addrPair // in the books of loops; nil unless this gateway captures
+	via     *route       // the route that took the flow
+	named   bool         // by naming its destination
+	local   bool         // the destination is this host's own
+	shown   *shown       // what policy is told of it besides; nil: nothing
+	asked   asked        // what policy has said of it
+	self    spiffe.ID    // who this gateway was then
+	addrs   []netip.Addr // of the name, that policy was asked about
+	rule    string       // what let it pass, or refused it
+	trace   traceID      // of the request that it came with or, guarded by mu as that is set late, that it went on with
+	entered []addrPair   // in the books of loops; nil unless this gateway captures
 
 	in, out direction    // towards the destination, and back
 	left    atomic.Int32 // directions that have not ended

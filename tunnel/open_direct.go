@@ -153,9 +153,11 @@ func (f *Flow) mayReach(addrs []netip.Addr) policy.Decision {
 func (f *Flow) authorizeAddrs(addrs []netip.Addr) error {
 	var r policy.Request
 	f.ask(&r, f.plan)
+	f.addrs, r.Self = addrs, f.self
 	for _, r.Addr = range addrs {
 		r.Workload = f.plan.workloadOf(Target{Addr: r.Addr})
 		if d := f.plan.policy.Decide(&r); !d.Allow {
+			f.asked = askedDeny
 			return denied(&d)
 		}
 	}

@@ -50,7 +50,7 @@ func (g *Gateway) record(f *Flow, err error) {
 	g.stats.bytesIn.add(in)
 	g.stats.bytesOut.add(out)
 	if log := g.env.Log; log.Enabled(context.Background(), slog.LevelInfo) {
-		attrs := make([]slog.Attr, 0, 16)
+		attrs := make([]slog.Attr, 0, maxRecordAttrs)
 		attrs = append(attrs, slog.String("flow", f.name()), slog.String("listener", f.Listener), slog.String("way", f.Way))
 		attrs = f.describe(attrs, err)
 		if err != nil {
@@ -60,7 +60,7 @@ func (g *Gateway) record(f *Flow, err error) {
 		if in, out, lost, ok := f.packets(); ok {
 			attrs = append(attrs, slog.Int64("packets_in", in), slog.Int64("packets_out", out), slog.Int64("packets_lost", lost))
 		}
-		attrs = append(attrs, slog.Duration("dur", time.Since(f.started)))
+		attrs = f.question(append(attrs, slog.Duration("dur", time.Since(f.started))))
 		log.LogAttrs(context.Background(), slog.LevelInfo, "flow", attrs...)
 	}
 	if f.Ended != nil {
@@ -117,6 +117,89 @@ func (f *Flow) describe(attrs []slog.Attr, err error) []slog.Attr {
 	}
 	add("rule", rule)
 	return attrs
+}
+
+const (
+	// maxRecordAttrs is how many attributes most records have at most, so that their list is made once.
+	maxRecordAttrs = 20
+	// maxRecordAddrs is how many addresses of a name a record has; of the rest it tells the number.
+	maxRecordAddrs = 16
+)
+
+// asked is what policy has said of a flow when it was accepted.
+type asked uint8
+
+const (
+	askedNone  asked = iota // nothing: the flow was refused before
+	askedAllow              // it may pass; what has become of it after is another matter
+	askedDeny
+)
+
+// String returns the word that records have for a.
+func (a asked) String() string {
+	switch a {
+	case askedAllow:
+		return "allow"
+	case askedDeny:
+		return "deny"
+	}
+	return "none"
+}
+
+// question appends what policy has said of the flow, and what it was asked besides that which a record has anyhow, so
+// that `gateway policy replay` can ask it, or another one, the same again. What ask fills in stands here too.
+func (f *Flow) question(attrs []slog.Attr) []slog.Attr {
+	attrs = append(attrs, slog.String("decided", f.asked.String()))
+	if f.asked == askedNone {
+		return attrs
+	}
+	attrs = append(attrs, slog.String("self", f.self.String()))
+	if w := f.plan.workloadOf(Target{Addr: f.judged()}); w.Name != f.self.ServiceAccount() || w.Namespace != f.self.Namespace() {
+		attrs = append(attrs, slog.String("workload", w.Namespace+"/"+w.Name))
+	}
+	if f.local {
+		attrs = append(attrs, slog.Bool("local", true))
+	}
+	if f.via == nil {
+		return attrs
+	}
+	if f.via.fromAny {
+		attrs = append(attrs, slog.String("open", f.via.name))
+	}
+	if f.unresolved() {
+		attrs = append(attrs, slog.Bool("unresolved", true))
+		if n := len(f.addrs); n > 1 || n == 1 && f.addrs[0] != f.dialled().Addr() {
+			attrs = append(attrs, slog.String("addrs", addrList(f.addrs)))
+		}
+	}
+	return attrs
+}
+
+// judged is the address that policy was asked about; of a name the one that was dialled, or the first. It is not valid
+// where there is none.
+func (f *Flow) judged() netip.Addr {
+	if len(f.addrs) == 0 {
+		return f.Target.Addr
+	}
+	if dst := f.dialled().Addr(); slices.Contains(f.addrs, dst) {
+		return dst
+	}
+	return f.addrs[0]
+}
+
+// addrList has commas between addresses, and "+N" at its end for those that are too many.
+func addrList(addrs []netip.Addr) string {
+	var b []byte
+	for i, a := range addrs {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		if i == maxRecordAddrs {
+			return string(strconv.AppendInt(append(b, '+'), int64(len(addrs)-i), 10))
+		}
+		b = a.AppendTo(b)
+	}
+	return string(b)
 }
 
 // dialled is the address that the opened side leads to, of the destination or of the hop's connection; not

@@ -88,15 +88,16 @@ func (g *Gateway) authorize(f *Flow) error {
 	var r policy.Request
 	f.ask(&r, f.plan)
 	d := f.plan.policy.Decide(&r)
-	f.rule = d.Rule
+	f.rule, f.self, f.asked = d.Rule, r.Self, askedAllow
 	g.report(f, &d)
 	if !d.Allow {
+		f.asked = askedDeny
 		return denied(&d)
 	}
 	return nil
 }
 
-// ask fills in what policy is asked about the flow.
+// ask fills in what policy is asked about the flow. The record has all of it (see question).
 func (f *Flow) ask(r *policy.Request, p *plan) {
 	*r = policy.Request{
 		Peer: f.Peer, Self: f.g.env.Self(), Host: f.Target.Host, Addr: f.Target.Addr, Port: f.Target.Port,
@@ -109,9 +110,13 @@ func (f *Flow) ask(r *policy.Request, p *plan) {
 		if f.via.fromAny {
 			r.Open = f.via.name
 		}
-		r.Unresolved = f.via.chain == nil && f.Target.IsName() // the addresses will be asked about
+		r.Unresolved = f.unresolved()
 	}
 }
+
+// unresolved reports whether the destination is a name that is resolved here, so that policy is asked about its addresses
+// as well. The flow has a route.
+func (f *Flow) unresolved() bool { return f.via.chain == nil && f.Target.IsName() }
 
 // denied is why policy does not let a flow pass.
 func denied(d *policy.Decision) *Error {
