@@ -16,6 +16,7 @@ const (
 	exitOK      = 0 // the command did what was asked
 	exitFailure = 1 // it could not: a port in use, a hop that does not answer, an end by force
 	exitUsage   = 2 // the command line or the configuration is wrong; nothing was started
+	exitChanged = 3 // it was done, and found that something would change
 )
 
 func main() {
@@ -41,11 +42,18 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 // failed returns a failure.
 func exitCode(err error) int {
 	var f *failure
-	if errors.As(err, &f) {
+	var c *changed
+	switch {
+	case errors.As(err, &f):
 		return exitFailure
+	case errors.As(err, &c):
+		return exitChanged
 	}
 	return exitUsage
 }
+
+// changed marks what a command has found that was asked whether something would change.
+type changed struct{ error }
 
 // failure marks an error of a command that was asked for correctly and still could not be done.
 type failure struct{ err error }

@@ -23,7 +23,7 @@ own, or AuthorizationPolicies, PeerAuthentications and RequestAuthentications of
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(policyCheckCommand(), policyTestCommand(), policyExplainCommand())
+	cmd.AddCommand(policyCheckCommand(), policyTestCommand(), policyExplainCommand(), policyReplayCommand())
 	return cmd
 }
 
@@ -187,12 +187,8 @@ what it resolves to is asked about when it is known.`,
 
 // explanation is a decision on one line.
 func explanation(d *policy.Decision) string {
-	verdict := "deny"
-	if d.Allow {
-		verdict = "allow"
-	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s by %s", verdict, d.Rule)
+	fmt.Fprintf(&b, "%s by %s", verdictOf(d.Allow), d.Rule)
 	if place := d.Place.String(); place != "" {
 		fmt.Fprintf(&b, " (%s)", place)
 	}

@@ -357,6 +357,16 @@ func (p *policies) compile(c policy.Config) *policy.Policy {
 	return rules
 }
 
+// authorizers are the names of all that rules ask.
+func (p *policies) authorizers() (names []string) {
+	for i := range p.sets {
+		if name := p.sets[i].Authorizer; name != "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // into puts what was read into c.
 func (p *policies) into(c *policy.Config) {
 	c.Rules, c.Peers, c.TokenRules, c.TokenSupport = p.sets, p.peers, p.tokens, tokenSupport
