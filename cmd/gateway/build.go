@@ -93,6 +93,7 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 	log.Info("gateway is running", "version", buildVersion().Version, "id", b.identity.self().String(),
 		"memory", Size(memory).String(), "files", openFilesLimit())
 	b.announce()
+	logSigned(log.Logger, cfg)
 	for _, address := range s.closeRest() {
 		log.Warn("inherited socket is no listener's and was closed", "address", address)
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 func checkCommand() *cobra.Command {
-	var file string
+	r := new(runFlags)
 	var noFiles bool
 	cmd := &cobra.Command{
 		Use:   "check -c FILE",
@@ -24,14 +24,16 @@ func checkCommand() *cobra.Command {
 file:line: what, and what would be right. The exit code is 0 when there is none, else 2.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if file == "" {
+			r.changed = cmd.Flags().Changed
+			if r.file == "" {
 				return (&faults{list: []fault{{flag: "--config", what: "no configuration is named; give -c FILE, such as `gateway check -c gateway.yaml` " +
 					"(flags of `gateway run` are checked by it before it starts)"}}}).err()
 			}
-			return check(cmd.OutOrStdout(), cmd.ErrOrStderr(), file, noFiles)
+			return check(cmd.OutOrStdout(), cmd.ErrOrStderr(), r, noFiles)
 		},
 	}
-	cmd.Flags().StringVarP(&file, "config", "c", "", "configuration `FILE` (YAML)")
+	r.addFile(cmd.Flags())
+	r.addConfigKey(cmd.Flags())
 	cmd.Flags().BoolVar(&noFiles, "no-files", false, "do not read the files that it names, such as keys on another host")
 	if err := cmd.MarkFlagFilename("config", "yaml", "yml"); err != nil {
 		panic("BUG: " + err.Error())
@@ -39,8 +41,8 @@ file:line: what, and what would be right. The exit code is 0 when there is none,
 	return cmd
 }
 
-func check(stdout, stderr io.Writer, file string, noFiles bool) error {
-	cfg, p, f := readConfig(file)
+func check(stdout, stderr io.Writer, r *runFlags, noFiles bool) error {
+	cfg, p, f := r.readFile()
 	validate(cfg, p, f)
 	if !noFiles {
 		checkFiles(cfg, p, f, newLogging(stderr, LogConfig{Level: "warn"}).Logger)
@@ -48,16 +50,14 @@ func check(stdout, stderr io.Writer, file string, noFiles bool) error {
 	if err := f.err(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(stdout, "%s is right: %s\n", file, summary(cfg))
+	_, err := fmt.Fprintf(stdout, "%s is right: %s\n", r.file, summary(cfg))
 	return failed(err)
 }
 
 // checkFiles reads every file that cfg names, as build does, and notes what is wrong with them.
 func checkFiles(cfg *Config, p *places, f *faults, log *slog.Logger) {
 	v := &validator{cfg: cfg, places: p, faults: f}
-	cfg.policies = readPolicies(cfg.Policy.Files, f)
-	cfg.policies.compile(policy.Config{Authorizers: cfg.Policy.Authorizers})
-	cfg.policies.into(&cfg.Policy)
+	checkPolicies(cfg, f)
 	if cfg.Identity.Validate() == nil && cfg.Trust.Validate() == nil {
 		_, err := pki.Load(cfg.identity(), log)
 		v.join("identity", err)
@@ -82,6 +82,17 @@ func checkFiles(cfg *Config, p *places, f *faults, log *slog.Logger) {
 			log.Warn("login", "listener", l.Name, "reason", warning)
 		}
 	}
+}
+
+// checkPolicies reads the policies of cfg and notes what is wrong with them.
+func checkPolicies(cfg *Config, f *faults) {
+	read := cfg.read
+	if read == nil {
+		read = readBounded
+	}
+	cfg.policies = readPoliciesBy(cfg.Policy.Files, f, read)
+	cfg.policies.compile(policy.Config{Authorizers: cfg.Policy.Authorizers})
+	cfg.policies.into(&cfg.Policy)
 }
 
 // summary counts what a configuration has.

@@ -42,7 +42,9 @@ type Config struct {
 	// Log says what is logged and how.
 	Log LogConfig `yaml:"log"`
 
-	policies *policies // what was read from Policy.Files; nil: nothing yet
+	policies *policies    // what was read from Policy.Files; nil: nothing yet
+	read     fileReader   // of the file and of Policy.Files; nil: readBounded
+	signed   *signedFiles // that read has verified; nil: nothing has to be signed
 }
 
 // defaultDrain is the grace that container runtimes and systemd leave by default, and some.
@@ -60,12 +62,15 @@ func (c *Config) drain() time.Duration {
 
 // readConfig reads the file into a Config. Everything wrong with its form is in the faults; what could
 // be read is in the Config, so that validate can go on and find the rest.
-func readConfig(file string) (*Config, *places, *faults) {
-	cfg, p, f := new(Config), newPlaces(file), new(faults)
-	text, err := readBounded(file)
+func readConfig(file string) (*Config, *places, *faults) { return readConfigBy(file, readBounded) }
+
+// readConfigBy is readConfig with another way to read it, and the policies that it names.
+func readConfigBy(file string, read fileReader) (*Config, *places, *faults) {
+	cfg, p, f := &Config{read: read}, newPlaces(file), new(faults)
+	text, err := read(file)
 	if err != nil {
 		f.broken = true
-		f.list = append(f.list, fault{file: file, what: fmt.Sprintf("cannot be read: %v; name a configuration with -c FILE", rootCause(err))})
+		f.list = append(f.list, fault{file: file, what: unreadable(err, "; name a configuration with -c FILE")})
 		return cfg, p, f
 	}
 	(&decoder{places: p, faults: f}).decode(text, cfg)

@@ -110,7 +110,9 @@ const policyIntro = "\n## Policy files\n\n" +
 	"refused before it was resolved is judged as a name. Routes, the egress guard and what other gateways decide are left\n" +
 	"out, and so is the port of the source. A day of 720,000 flows takes about a second, and memory for 65,536 different\n" +
 	"questions and changes; of more changes the number is told. A line that is cut or has a key twice is counted, and not\n" +
-	"guessed at; then the [exit code](exit-codes.md) is not 0.\n\n"
+	"guessed at; then the [exit code](exit-codes.md) is not 0.\n\n" +
+	"With `gateway run --config-key PUB` a policy file needs a signature, as the configuration does:\n" +
+	"[signed configurations](operations.md#signed-configurations).\n\n"
 
 // reference writes the page.
 type reference struct {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/ed25519"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -46,6 +47,10 @@ type runFlags struct {
 	logLevel  string
 	logFormat string
 
+	configKey  string
+	configKeys []ed25519.PublicKey // of that file; nil: not read yet
+	running    *signedFiles        // of the configuration that runs; nil: none does
+
 	changed func(flag string) bool
 }
 
@@ -54,9 +59,13 @@ func pathFlags() []string {
 	return []string{"cert", "key", "roots", "hbone", "socks", "http-proxy", "socks-udp", "proxy-users", "open-proxy", "forward", "capture", "redirect", "inbound", "dns", "mesh-names", "via", "allow", "egress"}
 }
 
-// addFile, addIdentity and addRun add the flags that the commands share.
+// addFile, addConfigKey, addIdentity and addRun add the flags that the commands share.
 func (r *runFlags) addFile(fs *pflag.FlagSet) {
 	fs.StringVarP(&r.file, "config", "c", "", "configuration `FILE` (YAML)")
+}
+
+func (r *runFlags) addConfigKey(fs *pflag.FlagSet) {
+	fs.StringVar(&r.configKey, "config-key", "", "public keys, PEM `FILE`: the configuration and its policies have to be signed with one of them")
 }
 
 func (r *runFlags) addIdentity(fs *pflag.FlagSet) {
@@ -138,7 +147,7 @@ func (r *runFlags) config() (*Config, *places, *faults) {
 	var p *places
 	var f *faults
 	if r.file != "" {
-		cfg, p, f = readConfig(r.file)
+		cfg, p, f = r.readFile()
 		for _, flag := range pathFlags() {
 			if r.changed(flag) {
 				f.list = append(f.list, fault{flag: "--" + flag, what: "cannot be given together with -c; write it into " + r.file})
@@ -146,6 +155,9 @@ func (r *runFlags) config() (*Config, *places, *faults) {
 		}
 	} else {
 		cfg, p, f = new(Config), newPlaces(""), new(faults)
+		if r.wantsSigned() {
+			f.list = append(f.list, fault{flag: "--config-key", what: "there is no -c FILE that could be signed; flags need no signature"})
+		}
 		r.paths(cfg, p, f)
 	}
 	r.process(cfg, p)

@@ -99,12 +99,15 @@ type placedTest struct {
 }
 
 // readPolicies reads files. Everything that is wrong is in f.
-func readPolicies(files []string, f *faults) *policies {
+func readPolicies(files []string, f *faults) *policies { return readPoliciesBy(files, f, readBounded) }
+
+// readPoliciesBy is readPolicies with another way to read them.
+func readPoliciesBy(files []string, f *faults, read fileReader) *policies {
 	p := &policies{faults: f}
 	for _, file := range files {
-		text, err := readBounded(file)
+		text, err := read(file)
 		if err != nil {
-			p.faults.list = append(p.faults.list, fault{file: file, what: fmt.Sprintf("cannot be read: %v", rootCause(err))})
+			p.faults.list = append(p.faults.list, fault{file: file, what: unreadable(err, "")})
 			continue
 		}
 		p.read(file, text)

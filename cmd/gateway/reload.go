@@ -38,6 +38,7 @@ func (m *manager) reload(ctx context.Context, why string) {
 // tryReload swaps in the configuration of now. Sockets of listeners that stay are kept, and live flows
 // go on.
 func (m *manager) tryReload(ctx context.Context) error {
+	m.flags.running = m.cfg.signed
 	cfg, p, err := load(m.flags)
 	if err != nil {
 		return err
@@ -81,6 +82,7 @@ func (m *manager) tryReload(ctx context.Context) error {
 	m.restartOnly(cfg)
 	m.log.level.Set(cfg.Log.level())
 	m.cfg = cfg
+	logSigned(m.log.Logger, cfg)
 	m.heart = newHeartbeat(m.parts)
 	return nil
 }

@@ -414,7 +414,7 @@ func TestReplayFlags(t *testing.T) {
 	if code, out := gatewayCommand(t, map[string]string{"p.yaml": "rules: [{action: denny}]"}, "policy", "replay", "--policy", "p.yaml"); code != exitUsage || !strings.Contains(out, "p.yaml:1: ") {
 		t.Errorf("with a fault = %d, %s", code, out)
 	}
-	if code, out := gatewayCommand(t, map[string]string{"p.yaml": ""}, "policy", "replay", "--policy", "p.yaml", "none.log"); code != exitUsage || !strings.Contains(out, "none.log: cannot be read") {
+	if code, out := gatewayCommand(t, map[string]string{"p.yaml": "rules: []"}, "policy", "replay", "--policy", "p.yaml", "none.log"); code != exitUsage || !strings.Contains(out, "none.log: cannot be read") {
 		t.Errorf("without the log = %d, %s", code, out)
 	}
 	files := map[string]string{"p.yaml": "rules: [{name: closed, action: deny}]", "gw.yaml": dayConfig + "policy: {files: [p.yaml]}\n", "day.log": flowLine()}

@@ -40,6 +40,7 @@ sockets over, so that no connection is refused, and this one drains.`,
 		},
 	}
 	r.addFile(cmd.Flags())
+	r.addConfigKey(cmd.Flags())
 	r.addIdentity(cmd.Flags())
 	r.addRun(cmd.Flags())
 	completeRun(cmd)
@@ -171,6 +172,11 @@ func (m *manager) watched() []string {
 	files := slices.Clone(m.cfg.Policy.Files)
 	if m.flags.file != "" {
 		files = append(files, m.flags.file)
+	}
+	if m.flags.wantsSigned() { // one of the two is in place before the other
+		for _, file := range slices.Clone(files) {
+			files = append(files, file+signatureSuffix)
+		}
 	}
 	return files
 }
