@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"culvert/policy"
+	"culvert/tunnel"
 )
 
 func policyReplayCommand() *cobra.Command {
@@ -239,9 +240,20 @@ func (p *replay) change(r *flowRecord, a *answer, was string, at time.Time) {
 	if at.After(c.Last) {
 		c.Last = at
 	}
-	if c.WasRule == "" && (was == "deny" || !r.has(keyReason)) { // else the rule may be that of another decision
+	if c.WasRule == "" && (was == "deny" || r.endedByNoRule()) {
 		c.WasRule = string(r.get(keyRule))
 	}
+}
+
+// endedByNoRule reports whether the rule in the record of a flow that was allowed is the one that allowed it, and not that
+// of a later decision.
+func (r *flowRecord) endedByNoRule() bool {
+	switch string(r.get(keyReason)) {
+	case "", tunnel.CauseSourceGone.String(), tunnel.CauseSourceBroke.String(), tunnel.CauseDestinationBroke.String(),
+		tunnel.CauseIdle.String(), tunnel.CauseAge.String(), tunnel.CauseCut.String():
+		return !r.has(keyBy)
+	}
+	return false
 }
 
 // verdictOf is the word for a decision.

@@ -259,7 +259,12 @@ func (r *flowRecord) parseJSON(line []byte) error {
 // jsonScanner reads parts of an object.
 type jsonScanner struct{ rest []byte }
 
-func (s *jsonScanner) space() { s.rest = bytes.TrimLeft(s.rest, " \t\r\n") }
+// space passes over space, which the lines of slog have none of.
+func (s *jsonScanner) space() {
+	if len(s.rest) > 0 && s.rest[0] <= ' ' {
+		s.rest = bytes.TrimLeft(s.rest, " \t\r\n")
+	}
+}
 
 // take takes one character behind any space.
 func (s *jsonScanner) take(c byte) bool {
