@@ -139,8 +139,9 @@ func celWorkload(value func(*Workload) ref.Val) func(*view) ref.Val {
 
 // celActivation gives the values of a request to an expression.
 type celActivation struct {
-	v      view // a copy, so that the one of a decision without expressions stays off the heap
-	lookup map[string]*celVariable
+	v       view // copies, so that those of a decision without expressions stay off the heap
+	request Request
+	lookup  map[string]*celVariable
 }
 
 // ResolveName returns a value; an error where the hop cannot see it.
@@ -269,11 +270,9 @@ func celNames() string {
 
 // holds tries the expression. What fails is not known.
 func (p *celProgram) holds(v *view) truth {
-	// CEL gets a copy: else the compiler would have every request on the heap, also where no rule has an expression.
-	r := *v.Request
-	copied := newView(&r)
-	copied.later = v.later
-	value, _, err := p.program.Eval(&celActivation{v: copied, lookup: p.lookup})
+	a := &celActivation{request: *v.Request, lookup: p.lookup}
+	a.v = newView(&a.request) // not a copy of v, as then what v points to would be taken to be kept
+	value, _, err := p.program.Eval(a)
 	if err == nil {
 		if is, ok := value.(types.Bool); ok {
 			return truthOf(bool(is))

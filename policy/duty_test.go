@@ -68,6 +68,20 @@ func TestObligations(t *testing.T) {
 	}
 }
 
+// A hop asks without an allocation of its own: the Request stays where it is.
+func TestDecideKeepsTheRequestOffTheHeap(t *testing.T) {
+	p := compileSets(t, Rules{Name: "a", Rules: []Rule{{To: []Operation{{Ports: []string{"1"}}}, CEL: "true"}, {}}})
+	peer, self, addr := mustID(t, webID), mustID(t, selfID), netip.MustParseAddr("10.0.0.9")
+	if n := testing.AllocsPerRun(100, func() {
+		r := Request{Peer: peer, Self: self, Addr: addr, Port: 8080}
+		if d := p.Decide(&r); !d.Allow {
+			t.Error(d.Reason)
+		}
+	}); n != 0 {
+		t.Errorf("a decision costs %v allocations", n)
+	}
+}
+
 // A destination whose address is not known yet is asked about and recorded as if it were the one that a rule means.
 func TestObligationsUnresolved(t *testing.T) {
 	inside := []Rule{{When: []Condition{{Key: "destination.ip", Values: []string{"10.7.0.0/16"}}}}}
