@@ -241,3 +241,26 @@ func FuzzCEL(f *testing.F) {
 		}
 	})
 }
+
+// Only the expressions of rules that match by everything else are tried.
+func TestCELIsTriedLast(t *testing.T) {
+	sets := manyRules(999)
+	for i := range sets {
+		sets[i].Action = ActionDeny
+		sets[i].Rules[0].CEL = `request.headers["x"] == "y"`
+	}
+	sets = append(sets, Rules{Name: "elsewhere", Action: ActionDeny, Scope: Scope{Namespace: "shop"}, Rules: []Rule{{CEL: `request.headers["x"] == "y"`}}},
+		Rules{Name: "other", Action: ActionDeny, Rules: []Rule{{CEL: `request.headers["x"] == "y"`, To: []Operation{{Methods: []string{"PUT"}}}}}})
+	p := compileSets(t, sets...)
+	for peer, want := range map[string]int{"spiffe://cluster.local/ns/default/sa/client-300": 1, "spiffe://cluster.local/ns/default/sa/client-301": 0} {
+		tried := 0
+		r := asks(t, peer, "10.0.0.9:8080")
+		r.HTTP = &HTTP{Method: "GET", Header: func(string) (string, bool) {
+			tried++
+			return "z", true
+		}}
+		if d := p.Decide(r); !d.Allow || tried != want {
+			t.Errorf("%s: Decide = %v, and %d expressions were tried, want %d", peer, d.Allow, tried, want)
+		}
+	}
+}
