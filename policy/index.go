@@ -2,7 +2,9 @@ package policy
 
 import (
 	"hash/maphash"
+	"math/bits"
 	"net/netip"
+	"slices"
 )
 
 // index finds the rules that may match a request without trying all of them. Each rule stands under values of one attribute
@@ -137,3 +139,122 @@ func (x *index) underAddr(s *snapshot, v *view, least truth, kind keyKind, addr 
 
 // lengthIPv6 is added to the lengths of IPv6 prefixes in index.lengths.
 const lengthIPv6 = 33
+
+// build makes the index of some rules of s. Each stands under the values of the attribute that the fewest others share.
+func (x *index) build(s *snapshot, list []uint32) {
+	x.seed, x.size = maphash.MakeSeed(), len(list)
+	x.heads = make([]uint32, 1<<bits.Len(uint(len(list))))
+	popular := make([]uint32, len(x.heads)) // rules that could stand in each place
+	var keys []indexKey
+	for _, i := range list {
+		for choice := range numChoices {
+			keys, _ = s.keysOf(i, choice, keys[:0])
+			for k := range keys {
+				popular[x.place(&keys[k])]++
+			}
+		}
+	}
+	var best []indexKey
+	for _, i := range list {
+		least, found := uint32(0), false
+		for choice := range numChoices {
+			var ok bool
+			if keys, ok = s.keysOf(i, choice, keys[:0]); !ok {
+				continue
+			}
+			worst := uint32(0)
+			for k := range keys {
+				worst = max(worst, popular[x.place(&keys[k])])
+			}
+			if !found || worst < least {
+				best, least, found = append(best[:0], keys...), worst, true
+			}
+		}
+		if !found {
+			x.always = append(x.always, i)
+			continue
+		}
+		for k := range best {
+			x.add(&best[k], i)
+		}
+	}
+	x.entries, x.always = slices.Clip(x.entries), slices.Clip(x.always)
+}
+
+func (x *index) add(k *indexKey, i uint32) {
+	x.used[k.kind] = true
+	if k.prefix.IsValid() {
+		length := uint8(k.prefix.Bits())
+		if k.prefix.Addr().Is6() {
+			length += lengthIPv6
+		}
+		if !slices.Contains(x.lengths[k.kind], length) {
+			x.lengths[k.kind] = append(x.lengths[k.kind], length)
+		}
+	}
+	head := &x.heads[x.place(k)]
+	x.entries = append(x.entries, indexEntry{rule: i, next: *head})
+	*head = uint32(len(x.entries))
+}
+
+// numChoices is by how many parts of a rule it can be found: from, to, and each kind of condition.
+const (
+	choiceFrom = iota
+	choiceTo
+	choiceWhen
+	numChoices
+)
+
+// keysOf returns the keys under which a rule may stand by one of its parts; ok is false where it has no such values.
+func (s *snapshot) keysOf(i uint32, choice int, keys []indexKey) (list []indexKey, ok bool) {
+	r := &s.rules[i]
+	part := r.from
+	switch choice {
+	case choiceTo:
+		part = r.to
+	case choiceWhen:
+		return s.keysOfTests(r.when, keys)
+	}
+	for c := part.from; c < part.to; c++ {
+		if keys, ok = s.keysOfTests(s.clauses[c], keys); !ok {
+			return nil, false
+		}
+	}
+	return keys, part.from < part.to
+}
+
+// keysOfTests adds the keys of one of some tests, all of which have to hold.
+func (s *snapshot) keysOfTests(part span, keys []indexKey) (list []indexKey, ok bool) {
+	for i := part.from; i < part.to; i++ {
+		if more, ok := s.keysOfTest(&s.tests[i], keys); ok {
+			return more, true
+		}
+	}
+	return keys, false
+}
+
+// keyKinds are the attributes by which rules are found. It is never written.
+var keyKinds = map[attribute]keyKind{
+	ofPrincipal: byPrincipal, ofServiceAccount: byAccount, ofNamespace: byNamespace, ofPort: byPort, ofSourceIP: bySource, ofDestinationIP: byDestination,
+}
+
+func (s *snapshot) keysOfTest(t *test, keys []indexKey) (list []indexKey, ok bool) {
+	kind, ok := keyKinds[t.attribute]
+	if !ok || t.negated {
+		return keys, false
+	}
+	for i := t.values.from; i < t.values.to; i++ {
+		switch kind {
+		case byPort:
+			keys = append(keys, indexKey{kind: kind, port: s.ports[i]})
+		case bySource, byDestination:
+			keys = append(keys, indexKey{kind: kind, prefix: s.blocks[i]})
+		default:
+			if s.strings[i].kind != isExactly {
+				return keys, false
+			}
+			keys = append(keys, indexKey{kind: kind, text: s.strings[i].text})
+		}
+	}
+	return keys, true
+}
