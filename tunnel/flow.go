@@ -49,13 +49,17 @@ type Flow struct {
 	trace   traceID      // of the request that it came with or, guarded by mu as that is set late, that it went on with
 	entered []addrPair   // in the books of loops; nil unless this gateway captures
 
+	limits atomic.Pointer[flowLimits] // changed with mu held; nil: none
+	audit  atomic.Bool                // a rule watches it
+
 	in, out direction    // towards the destination, and back
 	left    atomic.Int32 // directions that have not ended
 
-	mu     sync.Mutex         // guards the group below
-	cancel context.CancelFunc // ends the opening; nil while the flow is not being opened
-	why    error              // the first reason why the flow ends before its time
-	over   chan struct{}      // closed when both directions have ended; nil where nobody waits
+	mu       sync.Mutex         // guards the group below
+	cancel   context.CancelFunc // ends the opening; nil while the flow is not being opened
+	why      error              // the first reason why the flow ends before its time
+	recorded bool               // it counts in no limit any more
+	over     chan struct{}      // closed when both directions have ended; nil where nobody waits
 
 	// owned by the table of flows, guarded by its shard's lock
 	prev, next *Flow
@@ -81,6 +85,8 @@ type Request struct {
 	Baggage, Forwarded, Traceparent string
 	// Hops is how many gateways have passed the flow on.
 	Hops int
+
+	due *due // what policy asks for before the flow begins
 }
 
 // direction is one way of a flow: what is read from src is written to dst. It is an io.Writer so that a
@@ -171,6 +177,7 @@ func (f *Flow) cut(why error) {
 	}
 	cancel, accepted, opened := f.cancel, f.in.src, f.in.dst
 	f.mu.Unlock()
+	defer f.endWaits() // when they find their ends broken
 	if cancel != nil {
 		cancel()
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net"
@@ -18,6 +19,7 @@ import (
 
 	"culvert/capture"
 	"culvert/pki/spiffe"
+	"culvert/policy"
 	"culvert/tunnel/datagram"
 	"culvert/tunnel/h2"
 )
@@ -71,6 +73,19 @@ type Env struct {
 	NameOf func(addr netip.Addr) (name string, virtual bool)
 	// Requests returns who serves requests other than CONNECT on an hbone listener; nil: they get 400.
 	Requests func(listener string) http.Handler
+	// Decide returns what decides about flows instead of base, the policy of the configuration, which it may ask. It is called
+	// for each configuration, the one of New and those of Reload; an error, or no Decider, is one of these. nil: base decides.
+	// What a listener and the egress guard refuse stays refused.
+	Decide func(base *policy.Policy) (Decider, error)
+}
+
+// Decider decides whether a flow may pass, and what this gateway has to do with it then. *policy.Policy is one.
+type Decider interface {
+	// Decide tells whether the flow may pass that r asks about. It is asked for each flow, for each address of a name that is
+	// resolved here (then r.Addr is set), and again after Reload while the flow lives. It is called by any number of goroutines,
+	// and flows wait for it, so it should not block. r may be kept. The same Limit of Decision.Obligations must be
+	// the same in name, place and figures from call to call, as counts are kept by it.
+	Decide(r *policy.Request) policy.Decision
 }
 
 // Service answers apps by itself, on a listener of a Gateway.
@@ -111,6 +126,7 @@ type Gateway struct {
 	silenced     atomic.Int64  // flows of datagrams that were refused, and whose sockets are held
 	longCapsules datagram.Room // of all flows of datagrams
 	loops        loops
+	limits       limitTable
 
 	replacing sync.Mutex // held while the configuration is replaced; taken before mu
 
@@ -140,6 +156,7 @@ func New(cfg *Config, env Env) (*Gateway, error) {
 		return nil, err
 	}
 	g.carry = g.Carry
+	g.limits.init()
 	g.plan.Store(p)
 	g.base, g.end = context.WithCancel(context.Background())
 	g.grace, g.over = context.WithCancel(g.base)
@@ -192,7 +209,17 @@ func (g *Gateway) compile(cfg *Config) (*plan, error) {
 			return nil, errors.New("tunnel: a hop and no TLS configuration for it (Env.ClientTLS)")
 		}
 	}
-	return compile(cfg, g.env.Self())
+	p, err := compile(cfg, g.env.Self())
+	if err != nil || g.env.Decide == nil {
+		return p, err
+	}
+	if p.decider, err = g.env.Decide(p.policy); err != nil {
+		return nil, fmt.Errorf("Env.Decide: %w", err)
+	}
+	if p.decider == nil {
+		return nil, errors.New("tunnel: Env.Decide has returned no Decider")
+	}
+	return p, nil
 }
 
 // Start opens the listeners of the configuration given to New and serves them, until Drain or Close.

@@ -74,6 +74,9 @@ func (l *Listener) deliver(f *Flow, a Accepted) {
 	l.g.begin(f)
 	err := l.g.decide(f)
 	if err == nil {
+		err = l.g.oblige(f) // of a name, which nobody resolves here, it is still due
+	}
+	if err == nil {
 		t := time.NewTimer(f.plan.timeouts.Open)
 		defer t.Stop()
 		select {
@@ -124,6 +127,8 @@ type PeerConn struct {
 	flow   *Flow
 	answer Accepted
 	once   sync.Once
+
+	reads, writes patience // with limits of policy
 }
 
 // Peer is the peer's identity, proven by its certificate.
@@ -132,23 +137,10 @@ func (c *PeerConn) Peer() spiffe.ID { return c.flow.Peer }
 // Target is the destination that the peer asked for.
 func (c *PeerConn) Target() Target { return c.flow.Target }
 
-// Write sends p to the peer.
-func (c *PeerConn) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	c.flow.out.bytes.add(int64(n))
-	return n, err
-}
-
-// Read reads what the peer has sent.
-func (c *PeerConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	c.flow.in.bytes.add(int64(n))
-	return n, err
-}
-
 // Close ends the connection. What was written before is delivered.
 func (c *PeerConn) Close() error {
 	err := c.Conn.Close()
+	c.flow.endWaits()
 	c.once.Do(func() { c.l.g.record(c.flow, c.flow.reason()) })
 	return err
 }
@@ -157,5 +149,6 @@ func (c *PeerConn) Close() error {
 // Listener is.
 func (c *PeerConn) Reset(cause error) {
 	c.Conn.Reset(cause)
+	c.flow.endWaits()
 	c.once.Do(func() { c.l.g.record(c.flow, relayCause(cause, CauseDestinationBroke)) })
 }

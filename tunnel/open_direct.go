@@ -149,19 +149,22 @@ func (f *Flow) mayReach(addrs []netip.Addr) policy.Decision {
 }
 
 // authorizeAddrs asks policy about the addresses of a destination that is a name. It refuses all if it would refuse one,
-// as the egress guard does.
+// as the egress guard does, and the flow counts in the limits of all.
 func (f *Flow) authorizeAddrs(addrs []netip.Addr) error {
 	var r policy.Request
 	f.ask(&r, f.plan)
 	f.addrs, r.Self = addrs, f.self
+	f.Request.due = nil // what is due is due for the addresses
 	for _, r.Addr = range addrs {
 		r.Workload = f.plan.workloadOf(Target{Addr: r.Addr})
-		if d := f.plan.policy.Decide(&r); !d.Allow {
+		d := f.plan.decide(&r)
+		if !d.Allow {
 			f.asked = askedDeny
 			return denied(&d)
 		}
+		f.note(&r, &d)
 	}
-	return nil
+	return f.g.oblige(f)
 }
 
 func prohibited(d policy.Decision) error {

@@ -29,11 +29,10 @@ func (p *parking) close() {
 	}
 }
 
-// park lets the goroutine go that reads a silent socket: the gateway's Watch wakes the direction when the socket has
+// park lets the goroutine go that reads s, a silent socket: the gateway's Watch wakes the direction when the socket has
 // something to tell, and socket.Wake does when it is to find out about something else. It reports whether the direction
 // sleeps, or is awake in another goroutine already.
-func (d *direction) park() bool {
-	s := d.src.(*socket)
+func (d *direction) park(s *socket) bool {
 	w, raw := d.flow.g.parking.watch.Load(), nowait.Raw(s.Conn)
 	if w == nil || raw == nil {
 		return false

@@ -18,6 +18,7 @@ type plan struct {
 	workloads  map[netip.Addr]*workload
 	self       workload // this gateway, as a destination
 	policy     *policy.Policy
+	decider    Decider        // decides instead of policy; nil: policy does
 	guard      *policy.Egress // of destinations that no route names
 	trusted    *policy.Policy // peers whose header fields are believed
 	timeouts   TimeoutConfig
@@ -92,6 +93,15 @@ func compile(c *Config, self spiffe.ID) (*plan, error) {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
 	return p, p.addRoutes(c)
+}
+
+// decide asks policy, or what decides instead.
+func (p *plan) decide(r *policy.Request) policy.Decision {
+	if p.decider == nil {
+		return p.policy.Decide(r) // r stays on the stack
+	}
+	asked := *r
+	return p.decider.Decide(&asked)
 }
 
 // workloadOf is what the destination of a flow is: a workload of this gateway's, or this gateway.

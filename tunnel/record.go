@@ -41,6 +41,7 @@ func (g *Gateway) admit(f *Flow) error {
 // refused, or ended before its time. It is the last that happens to a flow.
 func (g *Gateway) record(f *Flow, err error) {
 	g.flows.remove(f)
+	f.leaveLimits()
 	for _, pair := range f.entered {
 		g.loops.leave(pair)
 	}
@@ -55,6 +56,9 @@ func (g *Gateway) record(f *Flow, err error) {
 		attrs = f.describe(attrs, err)
 		if err != nil {
 			attrs = append(attrs, slog.String("reason", cause.String()), slog.String("err", err.Error()))
+		}
+		if f.audit.Load() {
+			attrs = append(attrs, slog.Bool("audit", true))
 		}
 		attrs = append(attrs, slog.Int64("bytes_in", in), slog.Int64("bytes_out", out))
 		if in, out, lost, ok := f.packets(); ok {
@@ -166,7 +170,7 @@ func (f *Flow) question(attrs []slog.Attr) []slog.Attr {
 	if f.via.fromAny {
 		attrs = append(attrs, slog.String("open", f.via.name))
 	}
-	if f.unresolved() {
+	if f.resolves() {
 		attrs = append(attrs, slog.Bool("unresolved", true))
 		if n := len(f.addrs); n > 1 || n == 1 && f.addrs[0] != f.dialled().Addr() {
 			attrs = append(attrs, slog.String("addrs", addrList(f.addrs)))
@@ -230,6 +234,9 @@ type FlowInfo struct {
 	BytesIn  int64     `json:"bytes_in"`
 	BytesOut int64     `json:"bytes_out"`
 	Started  time.Time `json:"started"`
+	Audit    bool      `json:"audit,omitempty"`
+	// Limits that it counts in, together with other flows of its identity.
+	Limits []LimitInfo `json:"limits,omitempty"`
 }
 
 // Flows returns up to limit of the live flows, the youngest first.
@@ -249,7 +256,7 @@ func (g *Gateway) Flows(limit int) []FlowInfo {
 func (f *Flow) info() FlowInfo {
 	i := FlowInfo{
 		Flow: f.name(), Listener: f.Listener, Way: f.Way, Peer: f.Peer.String(), Target: f.Target.String(), Started: f.started,
-		BytesIn: f.in.carried(), BytesOut: f.out.carried(),
+		BytesIn: f.in.carried(), BytesOut: f.out.carried(), Audit: f.audit.Load(), Limits: f.limits.Load().info(),
 	}
 	if f.Source.IsValid() {
 		i.Src = f.Source.String()
@@ -388,6 +395,7 @@ func (g *Gateway) sweep(now time.Time) {
 		f.renew()
 	}
 	g.expire(now)
+	g.cutSpent(now)
 	g.pool.prune(now)
 	if g.trimmer.due(len(silent), g.stats.active.load()+trimConn*g.numConns(), now) {
 		trim()

@@ -79,7 +79,10 @@ func (g *Gateway) decide(f *Flow) error {
 	if l.kind == KindHBONE && f.via.chain == nil && f.local && !f.named && isMeshPort(f.Target.Port) {
 		return &Error{Cause: CauseOwnPort, Reason: "the mesh itself listens on this port of a workload; a route that names the address opens it"}
 	}
-	return nil
+	if f.resolves() {
+		return nil // openDirect asks about the addresses, and does what is due then
+	}
+	return g.oblige(f)
 }
 
 // authorize asks policy whether the peer may pass. A route that is open to anybody stands in for an
@@ -87,13 +90,14 @@ func (g *Gateway) decide(f *Flow) error {
 func (g *Gateway) authorize(f *Flow) error {
 	var r policy.Request
 	f.ask(&r, f.plan)
-	d := f.plan.policy.Decide(&r)
+	d := f.plan.decide(&r)
 	f.rule, f.self, f.asked = d.Rule, r.Self, askedAllow
 	g.report(f, &d)
 	if !d.Allow {
 		f.asked = askedDeny
 		return denied(&d)
 	}
+	f.note(&r, &d)
 	return nil
 }
 
@@ -110,13 +114,13 @@ func (f *Flow) ask(r *policy.Request, p *plan) {
 		if f.via.fromAny {
 			r.Open = f.via.name
 		}
-		r.Unresolved = f.unresolved()
+		r.Unresolved = f.resolves() // the addresses will be asked about
 	}
 }
 
-// unresolved reports whether the destination is a name that is resolved here, so that policy is asked about its addresses
-// as well. The flow has a route.
-func (f *Flow) unresolved() bool { return f.via.chain == nil && f.Target.IsName() }
+// resolves reports whether the destination is a name that is resolved here, so that policy is asked about its addresses
+// as well.
+func (f *Flow) resolves() bool { return f.via != nil && f.via.chain == nil && f.Target.IsName() }
 
 // denied is why policy does not let a flow pass.
 func denied(d *policy.Decision) *Error {
@@ -141,7 +145,7 @@ func (g *Gateway) decideAgain(p *plan) {
 	}
 }
 
-// decideAgain ends the flow, which stands, if the policy of p does not let it pass.
+// decideAgain ends the flow, which stands, if the policy of p does not let it pass, and else gives it the limits of p.
 func (f *Flow) decideAgain(p *plan) {
 	var r policy.Request
 	f.ask(&r, p)
@@ -149,9 +153,12 @@ func (f *Flow) decideAgain(p *plan) {
 		r.Addr = addrPort(f.out.src.RemoteAddr()).Addr()
 		r.Workload = p.workloadOf(Target{Addr: r.Addr})
 	}
-	if d := p.policy.Decide(&r); !d.Allow {
+	d := p.decide(&r)
+	if !d.Allow {
 		f.cut(denied(&d))
+		return
 	}
+	f.rebind(&r, &d)
 }
 
 // report tells what the rules that are not in force yet would have decided.

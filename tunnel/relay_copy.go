@@ -39,13 +39,25 @@ var copyBuffers = sync.Pool{New: func() any { b := make([]byte, copyBytes); retu
 
 // Write passes p on to the direction's destination.
 func (d *direction) Write(p []byte) (int, error) {
+	if d.flow.paced() {
+		return d.writePaced(p)
+	}
+	return d.put(p)
+}
+
+// put is Write of what need not wait for a limit.
+func (d *direction) put(p []byte) (int, error) {
 	n, err := d.dst.Write(p)
 	d.bytes.add(int64(n))
 	return n, err
 }
 
-// TryWrite passes on what the destination takes without waiting.
+// TryWrite passes on what the destination takes without waiting; nothing where the flow's bytes are counted, as that may
+// have to wait.
 func (d *direction) TryWrite(p []byte) (int, error) {
+	if d.flow.paced() {
+		return 0, nil
+	}
 	var n int
 	var err error
 	switch dst := d.dst.(type) {
@@ -61,6 +73,7 @@ func (d *direction) TryWrite(p []byte) (int, error) {
 // Interrupt ends a Write under way, when the source was reset while the destination takes nothing: the
 // reset must not wait for it.
 func (d *direction) Interrupt() {
+	d.flow.endWaits()
 	_ = d.dst.SetWriteDeadline(time.Unix(1, 0)) // an end that is closed needs none
 }
 
@@ -93,14 +106,14 @@ func (d *direction) pump(ahead []byte) {
 	var src, dst error
 	if s, ok := d.dst.(Stream); ok {
 		var n int64
-		n, dst = s.ReadFrom(below(d.src))
+		n, dst = s.ReadFrom(d.source())
 		d.bytes.add(n)
 		src, dst = whose(dst)
 	} else {
 		src, dst = d.copySockets()
 	}
 	if d.renewed(src) {
-		if d.park() {
+		if s, ok := d.src.(*socket); ok && d.park(s) {
 			return
 		}
 		go d.pump(nil) // ends with its direction; the flow is over when both have ended, which Close waits for
@@ -126,14 +139,32 @@ func (f *Flow) renew() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, d := range []*direction{&f.in, &f.out} {
-		s, ok := d.src.(*socket)
-		if ok {
+		if s, ok := d.src.(*socket); ok {
 			s.watchPeer(f.plan.timeouts.KeepAlive)
+			d.startAnew(s.asleep.Load() == nil)
 		}
-		if ok && !d.ended && !d.discarding && d.lost == nil && s.asleep.Load() == nil {
-			d.renewing = true
-			_ = s.SetReadDeadline(wakeNow) // a socket that is closed needs no renewal
+	}
+}
+
+// restart makes the directions that read a socket begin anew: in another way, as the flow's limits have changed.
+func (f *Flow) restart() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, d := range []*direction{&f.in, &f.out} {
+		switch s := d.src.(type) {
+		case *socket:
+			d.startAnew(s.asleep.Load() == nil)
+		case *packetEnd:
+			d.startAnew(true)
 		}
+	}
+}
+
+// startAnew has pump begin anew if the direction is awake and runs. Called with flow.mu held.
+func (d *direction) startAnew(awake bool) {
+	if awake && !d.ended && !d.discarding && d.lost == nil {
+		d.renewing = true
+		_ = d.src.SetReadDeadline(wakeNow) // a socket that is closed need not begin
 	}
 }
 
@@ -174,14 +205,17 @@ func below(c Conn) net.Conn {
 // copySockets carries what comes until one side fails or the source ends. No buffer is held while the
 // source is silent, where the system can tell; where it can move the bytes by itself, there is none at all.
 func (d *direction) copySockets() (src, dst error) {
-	if src, dst, ok := d.spliced(); ok {
-		return src, dst
+	source := d.source()
+	if source == below(d.src) {
+		if src, dst, ok := d.spliced(); ok {
+			return src, dst
+		}
 	}
-	r := newReader(below(d.src))
+	r := newReader(source)
 	for {
 		buf, n, err := r.read()
 		if n > 0 {
-			_, dst = d.Write((*buf)[:n])
+			_, dst = d.put((*buf)[:n])
 		}
 		if buf != nil {
 			copyBuffers.Put(buf)
@@ -213,6 +247,7 @@ func (d *direction) over(src, dst error) {
 		why := f.fail(relayCause(src, d.broke))
 		d.dst.Reset(why)
 		d.src.Reset(why)
+		f.endWaits()
 	case dst != nil:
 		// The destination takes nothing more. That does not end its own direction: an answer may be
 		// complete before the request is (RFC 9113, section 8.1), and its tail is still on the way.

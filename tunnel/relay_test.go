@@ -55,13 +55,19 @@ var relayKinds = []struct {
 }
 
 func startRelay(app, dest bool, ahead string) *relayed {
+	r := newRelay(app, dest)
+	go r.flow.relay(r.app.end, []byte(ahead), r.dest.end) // ends with the flow at the latest; every test waits for done
+	return r
+}
+
+// newRelay makes the sides and a flow that is not relayed yet.
+func newRelay(app, dest bool) *relayed {
 	r := &relayed{app: newSide(app), dest: newSide(dest), flow: &Flow{Target: Target{Host: "a", Port: 1}}, done: make(chan struct{})}
 	r.flow.Ended = func() {
 		r.err = r.flow.reason()
 		close(r.done)
 	}
 	r.flow.prepare(testGateway(), 1, testPlan(TimeoutConfig{}))
-	go r.flow.relay(r.app.end, []byte(ahead), r.dest.end) // ends with the flow at the latest; every test waits for done
 	return r
 }
 

@@ -27,6 +27,8 @@ type stats struct {
 	transportFailed counter
 	retries         counter
 	abandoned       counter
+	limitWaits      counter
+	limitWaiting    counter // directions of flows that wait now
 }
 
 // Stats is a snapshot of a gateway's counters. Those that end in s count events since the start; Active,
@@ -58,6 +60,14 @@ type Stats struct {
 	// whose app went away before the answer and that were left to end by themselves, so as not to spend
 	// the resets that a hop allows.
 	Retries, Abandoned int64
+	// Limited are flows that a limit of policy has refused or ended, by the rule that has it; beyond 1,000 names, which only a
+	// Decider can give, they are counted as "".
+	Limited map[string]int64
+	// LimitWaits is how often bytes had to wait for a rate, LimitWaiting how many directions of flows wait now.
+	LimitWaits, LimitWaiting int64
+	// LimitCounts is how many counts of limits there are, LimitShared how many flows had to share one with everybody else who
+	// had none, as the table was full.
+	LimitCounts, LimitShared int64
 }
 
 // Stats returns the counters as they are now.
@@ -71,6 +81,8 @@ func (g *Gateway) Stats() Stats {
 		Dials: s.dials.load(), DialFailures: s.dialFailures.load(),
 		Transports: s.transports.load(), TransportDials: s.transportDials.load(), TransportFailures: s.transportFailed.load(),
 		Retries: s.retries.load(), Abandoned: s.abandoned.load(),
+		Limited: g.limits.counts(), LimitWaits: s.limitWaits.load(), LimitWaiting: s.limitWaiting.load(),
+		LimitCounts: g.limits.entries.load(), LimitShared: g.limits.shared.load(),
 	}
 	for c := range numCauses {
 		snapshot.Ended[c.String()] = s.ended[c].load()

@@ -47,6 +47,7 @@ const (
 	CauseHopAlert               // a hop refused this gateway in TLS
 	CauseHopProtocol            // a hop answered something else than HBONE, or than TLS
 	CauseFull                   // out of memory, files or streams
+	CauseLimited                // a limit of policy is reached
 	CauseDraining               // this gateway is stopping
 	CauseSourceGone             // the accepted end went away before the answer
 	CauseSourceBroke            // the accepted end broke while the flow ran
@@ -96,6 +97,7 @@ var verdicts = [numCauses]verdict{
 	CauseHopAlert:         {"hop-alert", 503, "tls_alert_received", h2.ConnectError, capture.NetworkUnreachable, "the next hop refused this gateway"},
 	CauseHopProtocol:      {"hop-protocol", 503, "http_protocol_error", h2.ConnectError, capture.General, "the next hop answered amiss"},
 	CauseFull:             {"full", 503, "connection_limit_reached", h2.ConnectError, capture.Unavailable, "at a limit"},
+	CauseLimited:          {"limited", 503, "connection_limit_reached", h2.ConnectError, capture.Unavailable, "at a limit of policy"},
 	CauseDraining:         {"draining", 503, "proxy_internal_response", h2.ConnectError, capture.Unavailable, "stopping"},
 	CauseSourceGone:       {"source-gone", 503, "connection_terminated", h2.Cancel, capture.General, "request withdrawn"},
 	CauseSourceBroke:      {"source-broke", 503, "connection_terminated", h2.ConnectError, capture.General, "connection terminated"},
