@@ -22,11 +22,15 @@
 // as an end, a break as a break, and neither is taken for the other. An idle flow holds no buffer and at
 // most one goroutine, with the smallest stack there is.
 //
+// What policy allows it may bound: limit.go counts flows and bytes for each identity, and limit_pace.go has a direction wait
+// whose bytes are counted. Such a direction leaves the fast ways and waits in its own goroutine, and nobody waits for it.
+// A program puts its own decisions in the place of policy with Env.Decide.
+//
 // A Gateway is what cmd/gateway runs. A Go program that wants no gateway beside it uses Dialer and Listen,
 // which speak of net.Conn and net.Listener.
 //
 // # Locks
 //
-// In the order in which they may be held together: Gateway.mu, flowShard.mu, Flow.mu, pool.mu, group.mu. The
+// In the order in which they may be held together: Gateway.mu, flowShard.mu, Flow.mu, pool.mu, group.mu, limitShard.mu. The
 // locks of a transport come last; none of them is held while something is waited for.
 package tunnel

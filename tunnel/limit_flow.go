@@ -190,7 +190,7 @@ func (g *Gateway) cutSpent(now time.Time) {
 	g.limits.sweep(now)
 	type over struct {
 		f   *Flow
-		why error
+		why *Error
 	}
 	var list []over
 	g.flows.each(func(f *Flow) bool {
@@ -207,18 +207,18 @@ func (g *Gateway) cutSpent(now time.Time) {
 }
 
 // cutLimited ends a flow whose quota is used up, once.
-func (f *Flow) cutLimited(why error) {
+func (f *Flow) cutLimited(why *Error) {
 	f.mu.Lock()
 	first := f.why == nil
 	f.mu.Unlock()
-	if own, ok := why.(*Error); ok && first {
-		f.g.limits.count(own.Rule)
+	if first {
+		f.g.limits.count(why.Rule)
 	}
 	f.cut(why)
 }
 
 // spent is why the flow has to end, nil while its quotas last.
-func (l *flowLimits) spent(now time.Time) error {
+func (l *flowLimits) spent(now time.Time) *Error {
 	for _, e := range l.entries {
 		e.shard.mu.Lock()
 		limit, spent := e.limit, e.spent(now)

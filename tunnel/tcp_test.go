@@ -27,7 +27,10 @@ type tcpPair struct {
 	dest        *net.TCPListener // where the forwarded port leads
 }
 
-func newTCPPair(t testing.TB) *tcpPair {
+func newTCPPair(t testing.TB) *tcpPair { return newTCPPairWith(t, func(*tunnel.Env) {}) }
+
+// newTCPPairWith is newTCPPair of gateways whose environments mend has changed.
+func newTCPPairWith(t testing.TB, mend func(*tunnel.Env)) *tcpPair {
 	t.Helper()
 	dest, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -37,7 +40,9 @@ func newTCPPair(t testing.TB) *tcpPair {
 	ca := tunneltest.NewCA(t)
 	start := func(name string, cfg *tunnel.Config) *tunnel.Gateway {
 		id := ca.Issue(t, "cluster.local", "default", name)
-		g, err := tunnel.New(cfg, tunnel.Env{Self: id.Self, ServerTLS: id.ServerTLS, ClientTLS: id.ClientTLS, Log: slog.New(slog.DiscardHandler)})
+		env := tunnel.Env{Self: id.Self, ServerTLS: id.ServerTLS, ClientTLS: id.ClientTLS, Log: slog.New(slog.DiscardHandler)}
+		mend(&env)
+		g, err := tunnel.New(cfg, env)
 		if err == nil {
 			err = g.Start(context.Background())
 		}

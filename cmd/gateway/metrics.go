@@ -27,6 +27,7 @@ type collector struct {
 	names  *resolver
 
 	ended    *prometheus.Desc
+	limited  *prometheus.Desc
 	notAfter *prometheus.Desc
 	reloads  *prometheus.Desc
 	build    *prometheus.Desc
@@ -45,6 +46,7 @@ func newMetrics(stats func() tunnel.Stats, id *identity, budget *h2.Budget, n *c
 	c := &collector{
 		stats: stats, id: id, budget: budget, counts: n, names: names,
 		ended:    describe("flows_ended_total", "Flows that are over, by why; ok is a good end.", "cause"),
+		limited:  describe("limited_total", "Flows that a limit of policy has refused or ended, by the name of its rule.", "rule"),
 		notAfter: describe("identity_not_after_seconds", "When this gateway's certificate ends to be valid, Unix time."),
 		reloads:  describe("reloads_total", "Reloads of the configuration, by result.", "result"),
 		build:    describe("build_info", "Always 1; the labels tell what runs.", "version", "revision", "goversion"),
@@ -78,6 +80,8 @@ func (c *collector) counters() {
 	add("transport_failures_total", "Connections to hops that failed.", func(s *tunnel.Stats) int64 { return s.TransportFailures })
 	add("retries_total", "Tunnels asked for again because a hop had not processed the request.", func(s *tunnel.Stats) int64 { return s.Retries })
 	add("abandoned_total", "Requests whose app went away and that were left to end by themselves.", func(s *tunnel.Stats) int64 { return s.Abandoned })
+	add("limit_waits_total", "Times that bytes had to wait for a limit of policy.", func(s *tunnel.Stats) int64 { return s.LimitWaits })
+	add("limit_shared_total", "Flows counted together with strangers, because the table of limits was full.", func(s *tunnel.Stats) int64 { return s.LimitShared })
 	for _, one := range []struct {
 		name, help string
 		value      func(*names.Stats) *atomic.Int64
@@ -101,13 +105,15 @@ func (c *collector) gauges() {
 	add("active_flows", "Flows that are not over.", func(s *tunnel.Stats) int64 { return s.Active })
 	add("connections", "Accepted connections that are open.", func(s *tunnel.Stats) int64 { return s.Connections })
 	add("transports", "Connections to hops that are open.", func(s *tunnel.Stats) int64 { return s.Transports })
+	add("limit_waiting", "Directions of flows that wait for a limit of policy.", func(s *tunnel.Stats) int64 { return s.LimitWaiting })
+	add("limit_counts", "Counts of limits in the table, one for each limit and identity.", func(s *tunnel.Stats) int64 { return s.LimitCounts })
 	add("buffer_bytes", "Bytes of stream buffers in use.", func(*tunnel.Stats) int64 { return c.budget.Used() })
 	add("buffer_limit_bytes", "Bytes that stream buffers may use.", func(*tunnel.Stats) int64 { return c.budget.Limit() })
 }
 
 // Describe sends the descriptions of all metrics.
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.ended, c.notAfter, c.reloads, c.build} {
+	for _, d := range []*prometheus.Desc{c.ended, c.limited, c.notAfter, c.reloads, c.build} {
 		to <- d
 	}
 	for _, m := range c.plain {
@@ -123,6 +129,9 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	}
 	for cause, n := range s.Ended {
 		to <- prometheus.MustNewConstMetric(c.ended, prometheus.CounterValue, float64(n), cause)
+	}
+	for rule, n := range s.Limited { // of the configuration, not of peers
+		to <- prometheus.MustNewConstMetric(c.limited, prometheus.CounterValue, float64(n), rule)
 	}
 	to <- prometheus.MustNewConstMetric(c.notAfter, prometheus.GaugeValue, float64(c.id.current.Load().Current().NotAfter.Unix()))
 	to <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(c.counts.reloads.Load()), "ok")

@@ -74,6 +74,7 @@ var repoHomes = []struct {
 	{"github.com/prometheus", []string{"cmd/gateway"}},
 	{"github.com/spf13", []string{"cmd/gateway"}},
 	{"go.yaml.in/yaml", []string{"cmd/gateway"}},
+	{"golang.org/x/time", []string{"tunnel"}},
 }
 
 // repoBannedNames are names that say nothing about what a package does.
