@@ -50,16 +50,15 @@ type Flow struct {
 	entered []addrPair   // in the books of loops; nil unless this gateway captures
 
 	limits atomic.Pointer[flowLimits] // changed with mu held; nil: none
-	audit  atomic.Bool                // a rule watches it
 
 	in, out direction    // towards the destination, and back
 	left    atomic.Int32 // directions that have not ended
+	marks   atomic.Uint32
 
-	mu       sync.Mutex         // guards the group below
-	cancel   context.CancelFunc // ends the opening; nil while the flow is not being opened
-	why      error              // the first reason why the flow ends before its time
-	recorded bool               // it counts in no limit any more
-	over     chan struct{}      // closed when both directions have ended; nil where nobody waits
+	mu     sync.Mutex         // guards the group below
+	cancel context.CancelFunc // ends the opening; nil while the flow is not being opened
+	why    error              // the first reason why the flow ends before its time
+	over   chan struct{}      // closed when both directions have ended; nil where nobody waits
 
 	// owned by the table of flows, guarded by its shard's lock
 	prev, next *Flow
@@ -73,6 +72,15 @@ type shown struct {
 	sni    string     // the server name that the app has asked TLS for
 	remote netip.Addr // where it began, as a peer that is trusted with that has told
 }
+
+// The marks of a flow.
+const (
+	markAudit    = 1 << iota // a rule watches it
+	markRecorded             // it counts in no limit any more; set with mu held
+)
+
+// marked reports whether the flow has a mark.
+func (f *Flow) marked(mark uint32) bool { return f.marks.Load()&mark != 0 }
 
 // Request is what came with a flow besides its destination.
 type Request struct {

@@ -83,8 +83,8 @@ type Env struct {
 type Decider interface {
 	// Decide tells whether the flow may pass that r asks about. It is asked for each flow, for each address of a name that is
 	// resolved here (then r.Addr is set), and again after Reload while the flow lives. It is called by any number of goroutines,
-	// and flows wait for it, so it should not block. r may be kept. The same Limit of Decision.Obligations must be
-	// the same in name, place and figures from call to call, as counts are kept by it.
+	// and flows wait for it, so it should not block. r may be kept. A Limit of Decision.Obligations is
+	// known by its name and file from call to call: what is counted is kept by them, whatever becomes of the figures.
 	Decide(r *policy.Request) policy.Decision
 }
 

@@ -121,14 +121,15 @@ type limitEntry struct {
 	listed     bool
 }
 
-// key returns the key of a limit and whom it counts; shared: of the count that those share who have none.
-func (t *limitTable) key(l *policy.Limit, who counted, shared bool) (k limitKey) {
+// key returns the key of a limit and whom it counts; shared: of the count that those share who have none. line is 0 where the
+// name tells the limit from others of its file, so that it may move there.
+func (t *limitTable) key(l *policy.Limit, line int, who counted, shared bool) (k limitKey) {
 	of := struct {
-		name   string
-		place  policy.Place
-		who    counted
-		shared bool
-	}{l.Name, l.Place, who, shared}
+		name, file string
+		line       int
+		who        counted
+		shared     bool
+	}{l.Name, l.Place.File, line, who, shared}
 	for i := range k {
 		k[i] = maphash.Comparable(t.seeds[i], of)
 	}
@@ -137,14 +138,14 @@ func (t *limitTable) key(l *policy.Limit, who counted, shared bool) (k limitKey)
 
 // admit counts a flow in, or says why there is no room for it. The flow must leave, and started be cancelled where it does
 // not begin after all. With force there is always room: the flow lives already. e may be nil then, if the table is full.
-func (t *limitTable) admit(l *policy.Limit, who counted, now time.Time, force bool) (e *limitEntry, started *rate.Reservation, why string) {
+func (t *limitTable) admit(l *policy.Limit, line int, who counted, now time.Time, force bool) (e *limitEntry, started *rate.Reservation, why string) {
 	for _, shared := range [2]bool{false, true} {
 		of := who
 		if shared {
 			of = counted{}
 			t.shared.add(1)
 		}
-		key := t.key(l, of, shared)
+		key := t.key(l, line, of, shared)
 		s := &t.shards[key[0]%limitShards]
 		s.mu.Lock()
 		if e = s.entry(t, key, shared, l, now); e != nil {

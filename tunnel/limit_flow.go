@@ -16,6 +16,7 @@ type due struct {
 	who    counted
 	policy string
 	limits []*policy.Limit
+	twins  map[string]bool // see plan
 	audit  bool
 }
 
@@ -26,7 +27,7 @@ func (f *Flow) note(r *policy.Request, d *policy.Decision) {
 		return
 	}
 	if f.Request.due == nil {
-		f.Request.due = &due{who: countedFor(r), policy: d.Policy}
+		f.Request.due = &due{who: countedFor(r), policy: d.Policy, twins: f.plan.twins}
 	}
 	f.Request.due.add(o)
 }
@@ -48,7 +49,9 @@ func (g *Gateway) oblige(f *Flow) error {
 		return nil
 	}
 	f.Request.due = nil
-	f.audit.Store(u.audit)
+	if u.audit {
+		f.marks.Or(markAudit)
+	}
 	l, err := g.limits.enter(u, false)
 	if err != nil {
 		return err
@@ -85,7 +88,11 @@ func (t *limitTable) enter(u *due, force bool) (*flowLimits, error) {
 	l := &flowLimits{who: u.who, stop: make(chan struct{})}
 	var started []*rate.Reservation
 	for _, limit := range u.limits {
-		e, r, why := t.admit(limit, u.who, now, force)
+		line := 0
+		if u.twins[limit.Name] {
+			line = limit.Place.Line
+		}
+		e, r, why := t.admit(limit, line, u.who, now, force)
 		if why != "" && !force {
 			for _, r := range started {
 				r.CancelAt(now)
@@ -121,13 +128,13 @@ func (t *limitTable) leaveAll(l *flowLimits) {
 	}
 }
 
-// rebind has a live flow count in with the limits that policy has for it now. None refuses it.
-func (f *Flow) rebind(r *policy.Request, d *policy.Decision) {
-	u := &due{who: countedFor(r), policy: d.Policy}
+// rebind has a live flow count in with the limits that the policy of p has for it. None refuses it.
+func (f *Flow) rebind(p *plan, r *policy.Request, d *policy.Decision) {
+	u := &due{who: countedFor(r), policy: d.Policy, twins: p.twins}
 	if d.Obligations != nil {
 		u.add(d.Obligations)
 	}
-	if u.audit && !f.audit.Swap(true) {
+	if u.audit && f.marks.Or(markAudit)&markAudit == 0 {
 		f.g.audited(f)
 	}
 	if len(u.limits) == 0 && f.limits.Load() == nil {
@@ -136,7 +143,7 @@ func (f *Flow) rebind(r *policy.Request, d *policy.Decision) {
 	table := &f.g.limits
 	l, _ := table.enter(u, true) // it cannot refuse
 	f.mu.Lock()
-	if f.recorded || f.why != nil { // it has ended meanwhile, or will
+	if f.marked(markRecorded) || f.why != nil { // it has ended meanwhile, or will
 		f.mu.Unlock()
 		if l != nil {
 			table.leaveAll(l)
@@ -157,7 +164,7 @@ func (f *Flow) rebind(r *policy.Request, d *policy.Decision) {
 // leaveLimits counts the flow out, once and for all.
 func (f *Flow) leaveLimits() {
 	f.mu.Lock()
-	f.recorded = true
+	f.marks.Or(markRecorded)
 	l := f.limits.Swap(nil)
 	f.mu.Unlock()
 	if l != nil {

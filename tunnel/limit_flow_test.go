@@ -9,11 +9,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -380,22 +378,31 @@ func bothWays(t *testing.T, a, b *net.TCPConn, size int, end bool) {
 // Datagrams are counted as bytes are: the rate delays them, and the quota ends the flow.
 func TestUDPLimited(t *testing.T) {
 	for _, tt := range []struct {
-		name  string
-		limit policy.Limit
-		ends  bool
+		name         string
+		limit        policy.Limit
+		reload, ends bool
 	}{
-		{"rate", policy.Limit{Name: "slow", BytesPerSecond: 20_000}, false},
-		{"quota", policy.Limit{Name: "slow", Quota: 20_000}, true},
+		{"rate", policy.Limit{Name: "slow", BytesPerSecond: 20_000}, false, false},
+		{"rate, after a reload", policy.Limit{Name: "slow", BytesPerSecond: 20_000}, true, false},
+		{"quota", policy.Limit{Name: "slow", Quota: 20_000}, false, true},
+		{"quota, after a reload", policy.Limit{Name: "slow", Quota: 20_000}, true, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			ca, to := tunneltest.NewCA(t), serveEcho(t)
 			id := ca.Issue(t, "cluster.local", "default", "gw")
-			env := tunnel.Env{Self: id.Self}
-			oblige(map[uint16]*policy.Obligations{to.Port(): limits(tt.limit)})(&env)
-			g, err := tunnel.New(&tunnel.Config{
+			limited := !tt.reload
+			env := tunnel.Env{Self: id.Self, Decide: func(base *policy.Policy) (tunnel.Decider, error) {
+				by := make(map[uint16]*policy.Obligations)
+				if limited {
+					by[to.Port()] = limits(tt.limit)
+				}
+				return &obliged{base, by}, nil
+			}}
+			config := &tunnel.Config{
 				Listeners: []tunnel.ListenerConfig{{Name: "plain", Kind: tunnel.KindForward, Network: "udp", Address: "127.0.0.1:0", To: to.String()}},
 				Routes:    []tunnel.RouteConfig{{Destinations: []string{to.String()}}},
-			}, env)
+			}
+			g, err := tunnel.New(config, env)
 			if err == nil {
 				err = g.Start(context.Background())
 			}
@@ -408,8 +415,19 @@ func TestUDPLimited(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer nc.Close()
-			// 30,000 bytes both ways, of which a quarter of a second's may pass at once.
 			buf := make([]byte, 1000)
+			if tt.reload {
+				for range 10 { // more than the limit would let pass
+					_, _ = nc.Write(buf[:100])
+					_ = nc.SetReadDeadline(time.Now().Add(time.Second))
+					_, _ = nc.Read(buf)
+				}
+				limited = true
+				if err := g.Reload(testContext(t), config); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// 30,000 bytes both ways, of which a quarter of a second's may pass at once.
 			answered := 0
 			for range 15 {
 				if _, err := nc.Write(buf); err != nil {
@@ -494,11 +512,6 @@ func TestLimitOfResolvedAddresses(t *testing.T) {
 	wantEcho(t, app, "hello")
 }
 
-// deciderFunc is a Decider of a function.
-type deciderFunc func(*policy.Request) policy.Decision
-
-func (f deciderFunc) Decide(r *policy.Request) policy.Decision { return f(r) }
-
 // A flow that a rule watches is told of when it begins, and its record says so.
 func TestAudit(t *testing.T) {
 	watched := &policy.Obligations{Audit: true}
@@ -527,147 +540,4 @@ func TestAudit(t *testing.T) {
 	if log = p.Log.String(); strings.Count(log, "audit=true") != 2 || strings.Count(log, "rule=same-namespace audit=true bytes_in=5") != 1 {
 		t.Errorf("want one record with audit:\n%s", log)
 	}
-}
-
-// A Decider decides instead of the policy, which it may ask; it is made anew for each configuration, and one that cannot be
-// made leaves everything as it was.
-func TestDecider(t *testing.T) {
-	var config tunnel.Config
-	var fail, none bool
-	made := 0
-	p := tunneltest.NewPair(t, tunneltest.Options{
-		Exit: func(c *tunnel.Config) { config = *c },
-		ExitEnv: func(e *tunnel.Env) {
-			e.Decide = func(base *policy.Policy) (tunnel.Decider, error) {
-				switch {
-				case fail:
-					return nil, errors.New("no database")
-				case none:
-					return nil, nil
-				}
-				made++
-				closed := uint16(80 + made) // 81, after a reload 82
-				return deciderFunc(func(r *policy.Request) policy.Decision {
-					if r.Port == closed {
-						return policy.Decision{Policy: "mine", Rule: "closed", Reason: "not today"}
-					}
-					return base.Decide(r)
-				}), nil
-			}
-		},
-	})
-	for _, address := range []string{"10.0.0.2:80", "10.0.0.2:81", "10.0.0.2:82"} {
-		p.Echo(t, address)
-	}
-	err := p.Refusal(testContext(t), "10.0.0.2:81")
-	wantCause(t, "what the Decider refuses", err, tunnel.CauseDenied)
-	live, err := p.Dial(testContext(t), "10.0.0.2:82")
-	if err != nil {
-		t.Fatal(err)
-	}
-	fail = true
-	if err := p.Exit.Reload(testContext(t), &config); err == nil || !strings.Contains(err.Error(), "Env.Decide: no database") {
-		t.Errorf("Reload = %v, want the error of Decide", err)
-	}
-	fail, none = false, true
-	if err := p.Exit.Reload(testContext(t), &config); err == nil {
-		t.Error("Reload without a Decider succeeded")
-	}
-	none = false
-	if _, err := live.Write([]byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(live, make([]byte, 1)); err != nil {
-		t.Errorf("after reloads that failed the flow has ended: %v", err)
-	}
-	if err := p.Exit.Reload(testContext(t), &config); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := live.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("a live flow that the new Decider refuses reads %v, want ECONNRESET", err)
-	}
-	app, err := p.Dial(testContext(t), "10.0.0.2:81")
-	if err != nil {
-		t.Fatalf("what the new Decider allows = %v", err)
-	}
-	wantEcho(t, app, "hello")
-	p.Exit.Close()
-	if log := p.Log.String(); !strings.Contains(log, "not today") || !strings.Contains(log, "rule=closed") {
-		t.Errorf("the record does not have the Decider's reason:\n%s", log)
-	}
-}
-
-// The connections of a program keep to the limits, and to their deadlines meanwhile.
-func TestListenerLimited(t *testing.T) {
-	p := newProgram(t)
-	env := p.env(t, "default", "orders", "10.0.0.2")
-	oblige(map[uint16]*policy.Obligations{
-		80: limits(policy.Limit{Name: "slow", BytesPerSecond: 1}), 81: limits(policy.Limit{Name: "little", Quota: 1000, Flows: 1}),
-	})(&env)
-	l, err := tunnel.Listen(testContext(t), "10.0.0.2:15008", env, policy.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(l.Cut)
-	d := p.dialer(t, "default")
-	open := func(address string) (c, s net.Conn) {
-		t.Helper()
-		accepted := make(chan net.Conn, 1)
-		go func() { // ends with its Accept; received below
-			s, err := l.Accept()
-			if err != nil {
-				t.Error(err)
-			}
-			accepted <- s
-		}()
-		c, err := d.Dial("tcp", address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c, <-accepted
-	}
-	c, s := open("orders:80")
-	defer c.Close()
-	defer s.Close()
-	buf := make([]byte, 64<<10)
-	_ = s.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
-	if n, err := s.Write(buf); !errors.Is(err, os.ErrDeadlineExceeded) || n > 4<<10 {
-		t.Errorf("Write = %d, %v, want the deadline", n, err)
-	}
-	if _, err := c.Write(buf); err != nil {
-		t.Fatal(err)
-	}
-	waits := make(chan error, 1)
-	go func() { // ends with the deadline that is set below
-		_, err := io.Copy(io.Discard, s)
-		waits <- err
-	}()
-	waitUntil(t, "a read that waits", func() bool { return tunnel.ListenerStats(l).LimitWaiting == 1 })
-	_ = s.SetReadDeadline(time.Unix(1, 0))
-	if err := <-waits; !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("Read = %v, want the deadline", err)
-	}
-	_ = s.SetDeadline(time.Time{})
-	go func() { // ends with Close below
-		_, err := s.Write(buf)
-		waits <- err
-	}()
-	waitUntil(t, "a write that waits", func() bool { return tunnel.ListenerStats(l).LimitWaiting == 1 })
-	_ = s.Close()
-	if err := <-waits; err == nil {
-		t.Error("Write after Close succeeded")
-	}
-
-	c, s = open("orders:81")
-	defer c.Close()
-	if _, err := d.Dial("tcp", "orders:81"); tunnel.CauseOf(err) != tunnel.CauseLimited {
-		t.Errorf("a second connection = %v, want that it is limited", err)
-	}
-	if n, err := s.Write(buf); n != 1000 || tunnel.CauseOf(err) != tunnel.CauseLimited {
-		t.Errorf("Write beyond the quota = %d, %v, want 1000 and that it is limited", n, err)
-	}
-	if n, err := io.Copy(io.Discard, c); n > 1000 || err == nil {
-		t.Errorf("the peer read %d bytes, %v, want a reset", n, err)
-	}
-	_ = s.Close()
 }

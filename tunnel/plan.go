@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -18,9 +19,10 @@ type plan struct {
 	workloads  map[netip.Addr]*workload
 	self       workload // this gateway, as a destination
 	policy     *policy.Policy
-	decider    Decider        // decides instead of policy; nil: policy does
-	guard      *policy.Egress // of destinations that no route names
-	trusted    *policy.Policy // peers whose header fields are believed
+	decider    Decider         // decides instead of policy; nil: policy does
+	twins      map[string]bool // names that several sets of rules have
+	guard      *policy.Egress  // of destinations that no route names
+	trusted    *policy.Policy  // peers whose header fields are believed
 	timeouts   TimeoutConfig
 	expiryEnds bool // what lives ends when its peer's certificate does
 	own        ownAddrs
@@ -92,7 +94,18 @@ func compile(c *Config, self spiffe.ID) (*plan, error) {
 	if p.policy, err = policy.Compile(rules); err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
+	p.twins = twins(rules.Rules)
 	return p, p.addRoutes(c)
+}
+
+// twins returns the names that several sets of rules have.
+func twins(list []policy.Rules) map[string]bool {
+	seen := make(map[string]bool, len(list)) // true: more than once
+	for i := range list {
+		_, seen[list[i].Name] = seen[list[i].Name]
+	}
+	maps.DeleteFunc(seen, func(_ string, more bool) bool { return !more })
+	return seen
 }
 
 // decide asks policy, or what decides instead.

@@ -57,7 +57,7 @@ func (g *Gateway) record(f *Flow, err error) {
 		if err != nil {
 			attrs = append(attrs, slog.String("reason", cause.String()), slog.String("err", err.Error()))
 		}
-		if f.audit.Load() {
+		if f.marked(markAudit) {
 			attrs = append(attrs, slog.Bool("audit", true))
 		}
 		attrs = append(attrs, slog.Int64("bytes_in", in), slog.Int64("bytes_out", out))
@@ -256,7 +256,7 @@ func (g *Gateway) Flows(limit int) []FlowInfo {
 func (f *Flow) info() FlowInfo {
 	i := FlowInfo{
 		Flow: f.name(), Listener: f.Listener, Way: f.Way, Peer: f.Peer.String(), Target: f.Target.String(), Started: f.started,
-		BytesIn: f.in.carried(), BytesOut: f.out.carried(), Audit: f.audit.Load(), Limits: f.limits.Load().info(),
+		BytesIn: f.in.carried(), BytesOut: f.out.carried(), Audit: f.marked(markAudit), Limits: f.limits.Load().info(),
 	}
 	if f.Source.IsValid() {
 		i.Src = f.Source.String()

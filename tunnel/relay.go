@@ -158,7 +158,7 @@ func (f *Flow) decideAgain(p *plan) {
 		f.cut(denied(&d))
 		return
 	}
-	f.rebind(&r, &d)
+	f.rebind(p, &r, &d)
 }
 
 // report tells what the rules that are not in force yet would have decided.

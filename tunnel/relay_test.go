@@ -12,6 +12,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"culvert/tunnel/tunneltest/memnet"
 )
@@ -100,6 +101,13 @@ func wantReset(t *testing.T, who string, c *memnet.Conn) {
 	t.Helper()
 	if got, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("%s read %.40q, %v, want ECONNRESET", who, got, err)
+	}
+}
+
+// There may be very many flows. One of more bytes than these, with what the runtime adds, is in the next size class.
+func TestFlowIsSmall(t *testing.T) {
+	if n := unsafe.Sizeof(Flow{}); n > 568 {
+		t.Errorf("a flow takes %d bytes, want at most 568", n)
 	}
 }
 
