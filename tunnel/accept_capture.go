@@ -130,7 +130,7 @@ func (l *listener) findName(f *Flow, c *capture.Conn, conf *listenerConf) {
 	}
 	host, isTLS := capture.Sniff(c, conf.sniff)
 	if isTLS {
-		f.shown = &shown{sni: host}
+		f.show().sni = host
 	}
 	if named, err := TargetOf(host, netip.Addr{}, f.Target.Port); host != "" && err == nil && p.takesName(named, f.Target, plan.isLocal(f.Target, f.Request.Dialled)) {
 		f.Target = named

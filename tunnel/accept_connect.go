@@ -164,10 +164,13 @@ func (s *serverConn) newFlow(head *h2.Header, conf *listenerConf) *Flow {
 		Dialled: s.dialled, Baggage: strings.Join(head.Values(fieldBaggage), ","), Forwarded: strings.Join(head.Values(fieldForwarded), ", "),
 		Traceparent: head.Get(fieldTraceparent), Hops: countHops(head.Values(fieldVia)),
 	}
+	if s.g.env.VerifyToken != nil {
+		r.fields = head
+	}
 	r.believe(s.trusted())
-	f := &Flow{Listener: conf.name, Way: WayConnect, Source: s.source, Peer: s.proof.id, Request: r, Ended: s.streamEnded, taken: true, from: s}
+	f := &Flow{Listener: conf.name, Way: WayConnect, Source: s.source, Peer: s.proof.id, Request: r, taken: true, from: s}
 	if from := forwardedFor(r.Forwarded); from.IsValid() {
-		f.shown = &shown{remote: from}
+		f.show().remote = from
 	}
 	f.trace = traceOf(head.Get(fieldTraceparent)) // to be shown, so whether it is believed does not matter
 	switch why := s.disowned.Load(); {

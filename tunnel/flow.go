@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"culvert/pki/spiffe"
+	"culvert/tunnel/h2"
 )
 
 // Flow is one accepted connection with its destination and its peer, from acceptance to record. The
@@ -33,21 +34,20 @@ type Flow struct {
 
 	// owned by the goroutine that carries the flow; not changed once it stands
 	taken   bool        // by a listener of this gateway: it is served also while the gateway drains
-	from    *serverConn // the connection of the peer that asked for it; nil: it came otherwise
+	from    *serverConn // the connection of the peer that asked for it, which hears of its end; nil: it came otherwise
 	g       *Gateway
 	id      uint64
 	started time.Time
 	plan    *plan
-	via     *route       // the route that took the flow
-	named   bool         // by naming its destination
-	local   bool         // the destination is this host's own
-	shown   *shown       // what policy is told of it besides; nil: nothing
-	asked   asked        // what policy has said of it
-	self    spiffe.ID    // who this gateway was then
-	addrs   []netip.Addr // of the name, that policy was asked about
-	rule    string       // what let it pass, or refused it
-	trace   traceID      // of the request that it came with or, guarded by mu as that is set late, that it went on with
-	entered []addrPair   // in the books of loops; nil unless this gateway captures
+	via     *route     // the route that took the flow
+	named   bool       // by naming its destination
+	local   bool       // the destination is this host's own
+	shown   *shown     // what policy is told of it besides; nil: nothing
+	asked   asked      // what policy has said of it
+	self    spiffe.ID  // who this gateway was then
+	rule    string     // what let it pass, or refused it
+	trace   traceID    // of the request that it came with or, guarded by mu as that is set late, that it went on with
+	entered []addrPair // in the books of loops; nil unless this gateway captures
 
 	limits atomic.Pointer[flowLimits] // changed with mu held; nil: none
 
@@ -65,12 +65,6 @@ type Flow struct {
 	seenBytes  int64         // at the last look
 	seenAt     time.Duration // from started, when that number changed
 	lean       bool          // nothing has happened since its goroutine was renewed
-}
-
-// shown is what policy is told of a flow besides who it is of and where it goes.
-type shown struct {
-	sni    string     // the server name that the app has asked TLS for
-	remote netip.Addr // where it began, as a peer that is trusted with that has told
 }
 
 // The marks of a flow.
@@ -93,6 +87,8 @@ type Request struct {
 	Baggage, Forwarded, Traceparent string
 	// Hops is how many gateways have passed the flow on.
 	Hops int
+
+	fields *h2.Header // of the request, where a token may be; nil: none
 
 	due *due // what policy asks for before the flow begins
 }

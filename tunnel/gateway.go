@@ -48,6 +48,10 @@ type Env struct {
 	// doubted.
 	Doubt func(certs []*x509.Certificate, server bool) error
 
+	// VerifyToken verifies a token that came with a request of a peer. Its error, which a peer is not shown, must not hold the
+	// token. It may block until ctx ends. Default: tokens are not looked at.
+	VerifyToken func(ctx context.Context, token string) (*Token, error)
+
 	// H2 are the limits of HTTP/2 connections; Handler and Budget are set by the gateway.
 	H2 h2.Config
 	// Budget bounds the memory of streams; new flows are refused while it is used up. Default: no bound.

@@ -153,7 +153,7 @@ func (f *Flow) mayReach(addrs []netip.Addr) policy.Decision {
 func (f *Flow) authorizeAddrs(addrs []netip.Addr) error {
 	var r policy.Request
 	f.ask(&r, f.plan)
-	f.addrs, r.Self = addrs, f.self
+	f.show().addrs, r.Self = addrs, f.self
 	f.Request.due = nil // what is due is due for the addresses
 	for _, r.Addr = range addrs {
 		r.Workload = f.plan.workloadOf(Target{Addr: r.Addr})

@@ -69,14 +69,17 @@ func (g *Gateway) identify(cs *tls.ConnectionState, from netip.Addr) (*proof, er
 }
 
 // Recheck asks Env.Doubt about every peer whose connection stands, and ends the connections, with their flows, of those
-// that are not believed any more. It is for when roots or revocation lists have changed. It returns when the flows are
-// cut.
+// that are not believed any more, and the flows whose tokens are not. It is for when roots, revocation lists or keys of
+// issuers have changed. It returns when the flows are cut.
 func (g *Gateway) Recheck() {
+	now := time.Now()
+	if g.env.VerifyToken != nil {
+		g.recheckTokens(now)
+	}
 	if g.env.Doubt == nil {
 		return
 	}
 	g.rechecks.Add(1)
-	now := time.Now()
 	for _, s := range g.serverConns() {
 		s.recheck(now)
 	}
@@ -193,6 +196,9 @@ func (f *Flow) goesBy(t *pooled) bool {
 // or are cut where the configuration wants that.
 func (g *Gateway) expire(now time.Time) {
 	end := g.plan.Load().expiryEnds
+	if end && g.env.VerifyToken != nil {
+		g.recheckTokens(now)
+	}
 	for _, s := range g.serverConns() {
 		if !s.proof.expired(now) {
 			continue

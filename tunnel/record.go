@@ -70,6 +70,9 @@ func (g *Gateway) record(f *Flow, err error) {
 	if f.Ended != nil {
 		f.Ended()
 	}
+	if f.from != nil {
+		f.from.streamEnded()
+	}
 	g.stats.active.add(-1)
 	g.noteIdle()
 }
@@ -125,7 +128,7 @@ func (f *Flow) describe(attrs []slog.Attr, err error) []slog.Attr {
 
 const (
 	// maxRecordAttrs is how many attributes most records have at most, so that their list is made once.
-	maxRecordAttrs = 20
+	maxRecordAttrs = 22
 	// maxRecordAddrs is how many addresses of a name a record has; of the rest it tells the number.
 	maxRecordAddrs = 16
 )
@@ -164,6 +167,9 @@ func (f *Flow) question(attrs []slog.Attr) []slog.Attr {
 	if f.local {
 		attrs = append(attrs, slog.Bool("local", true))
 	}
+	if f.shown != nil {
+		attrs = f.shown.question(attrs)
+	}
 	if f.via == nil {
 		return attrs
 	}
@@ -172,8 +178,8 @@ func (f *Flow) question(attrs []slog.Attr) []slog.Attr {
 	}
 	if f.resolves() {
 		attrs = append(attrs, slog.Bool("unresolved", true))
-		if n := len(f.addrs); n > 1 || n == 1 && f.addrs[0] != f.dialled().Addr() {
-			attrs = append(attrs, slog.String("addrs", addrList(f.addrs)))
+		if n := len(f.addrs()); n > 1 || n == 1 && f.addrs()[0] != f.dialled().Addr() {
+			attrs = append(attrs, slog.String("addrs", addrList(f.addrs())))
 		}
 	}
 	return attrs
@@ -182,13 +188,13 @@ func (f *Flow) question(attrs []slog.Attr) []slog.Attr {
 // judged is the address that policy was asked about; of a name the one that was dialled, or the first. It is not valid
 // where there is none.
 func (f *Flow) judged() netip.Addr {
-	if len(f.addrs) == 0 {
+	if len(f.addrs()) == 0 {
 		return f.Target.Addr
 	}
-	if dst := f.dialled().Addr(); slices.Contains(f.addrs, dst) {
+	if dst := f.dialled().Addr(); slices.Contains(f.addrs(), dst) {
 		return dst
 	}
-	return f.addrs[0]
+	return f.addrs()[0]
 }
 
 // addrList has commas between addresses, and "+N" at its end for those that are too many.

@@ -70,6 +70,7 @@ func (g *Gateway) decide(f *Flow) error {
 			break
 		}
 	}
+	g.showToken(f)
 	if err := g.authorize(f); err != nil {
 		return err
 	}
@@ -108,7 +109,10 @@ func (f *Flow) ask(r *policy.Request, p *plan) {
 		Listener: f.Listener, Source: f.Source, Local: f.local, Workload: p.workloadOf(f.Target), Time: time.Now(),
 	}
 	if f.shown != nil {
-		r.SNI, r.Remote = f.shown.sni, f.shown.remote
+		r.SNI, r.Remote, r.BadToken = f.shown.sni, f.shown.remote, f.shown.badToken
+		if t := f.shown.token; t != nil {
+			r.Token = &t.Token
+		}
 	}
 	if f.via != nil {
 		if f.via.fromAny {

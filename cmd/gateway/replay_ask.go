@@ -31,6 +31,8 @@ var (
 	errAskAddrs     = errors.New("the name had more addresses than a record holds")
 	errAskLabels    = errors.New("the labels of the workload are not known, and the candidate asks for labels; give the configuration with its `workloads:` by -c FILE")
 	errAskWorkloads = errors.New("the record does not tell which workload each address of the name is; give the configuration with its `workloads:` by -c FILE")
+	errAskToken     = errors.New("the flow showed a token, of which records have the name only, and the candidate asks for tokens")
+	errAskMoment    = errors.New("the candidate has an expression that asks for the time or the port of the source, which are not replayed")
 	errAskMany      = errors.New("there are gateways of more namespaces than can be replayed at once")
 )
 
@@ -42,6 +44,8 @@ type candidate struct {
 	name      string                          // of the gateway, "" where its identity names it
 	workloads map[netip.Addr]*policy.Workload // of the configuration; without a namespace those of the gateway's own
 	labels    bool                            // it asks for labels
+	tokens    bool                            // it asks for tokens
+	moment    bool                            // it asks for what differs from flow to flow
 
 	compiled map[string]*policy.Policy // by the namespace of the gateway
 	answers  map[string]*answer        // by the question
@@ -69,7 +73,25 @@ func newCandidate(p *policies, allow []string, cfg *Config) *candidate {
 	}
 	c.labels = slices.ContainsFunc(p.sets, func(s policy.Rules) bool { return len(s.Scope.Labels) > 0 }) ||
 		slices.ContainsFunc(p.peers, func(r policy.PeerRule) bool { return len(r.Scope.Labels) > 0 })
+	c.tokens = len(p.tokens) > 0
+	for i := range p.sets {
+		for j := range p.sets[i].Rules {
+			c.look(&p.sets[i].Rules[j])
+		}
+	}
 	return c
+}
+
+// look notes what a rule asks for that records do not have.
+func (c *candidate) look(r *policy.Rule) {
+	c.tokens = c.tokens || strings.Contains(r.CEL, "token")
+	c.moment = c.moment || strings.Contains(r.CEL, "time") || strings.Contains(r.CEL, "source.port")
+	for _, s := range r.From {
+		c.tokens = c.tokens || len(s.RequestPrincipals)+len(s.NotRequestPrincipals) > 0
+	}
+	for _, w := range r.When {
+		c.tokens = c.tokens || strings.HasPrefix(w.Key, "request.auth.")
+	}
 }
 
 func (c *candidate) addWorkload(w *tunnel.WorkloadConfig) {
@@ -116,6 +138,12 @@ func (c *candidate) answer(r *flowRecord) *answer {
 	q := newAsking(r)
 	if q.err != nil {
 		return &answer{problem: q.err}
+	}
+	switch {
+	case c.moment:
+		return &answer{problem: errAskMoment}
+	case c.tokens && r.has(keyToken):
+		return &answer{problem: errAskToken}
 	}
 	rules := c.compile(q.Self)
 	if rules == nil {
@@ -173,6 +201,12 @@ func newAsking(r *flowRecord) *asking {
 		at, err := netip.ParseAddrPort(src)
 		q.check(err)
 		q.Source = netip.AddrPortFrom(at.Addr(), 0)
+	}
+	q.SNI, q.BadToken = string(r.get(keySNI)), string(r.get(keyBadToken))
+	if remote := string(r.get(keyRemote)); remote != "" {
+		var err error
+		q.Remote, err = netip.ParseAddr(remote)
+		q.check(err)
 	}
 	host, dst := string(r.get(keyHost)), string(r.get(keyDst))
 	switch {

@@ -33,6 +33,10 @@ const (
 	keyAddrs
 	keyLocal
 	keyUnresolved
+	keySNI
+	keyRemote
+	keyToken
+	keyBadToken
 	numRecordKeys
 )
 
@@ -73,6 +77,14 @@ func recordKeyOf(name []byte) (recordKey, bool) {
 		return keyLocal, true
 	case "unresolved":
 		return keyUnresolved, true
+	case "sni":
+		return keySNI, true
+	case "remote":
+		return keyRemote, true
+	case "token":
+		return keyToken, true
+	case "bad_token":
+		return keyBadToken, true
 	}
 	return 0, false
 }
