@@ -370,7 +370,7 @@ func (e *limitEntry) spent(now time.Time) bool {
 
 // fresh reports whether an entry tells nothing that a new one would not. Called with the shard's mu held.
 func (e *limitEntry) fresh(now time.Time) bool {
-	return e.flows == 0 && full(e.starts, now) && full(e.bytes, now) && (e.used == 0 || !now.Before(e.until))
+	return e.flows == 0 && (e.used == 0 || !now.Before(e.until)) && full(e.starts, now) && full(e.bytes, now)
 }
 
 func full(r *rate.Limiter, now time.Time) bool {

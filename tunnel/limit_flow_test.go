@@ -285,7 +285,7 @@ func TestHostileIdentityOpensFlows(t *testing.T) {
 
 // On sockets, in every way that bytes take there: what is limited arrives whole, and has waited.
 func TestTCPLimited(t *testing.T) {
-	const size, perSecond = 3 << 20, 8 << 20 // with a burst of 2 MiB, for 6 MiB both ways
+	const size, perSecond = 3 << 20, 16 << 20 // with a burst of 4 MiB, for 6 MiB both ways
 	for _, tt := range []struct {
 		name          string
 		entry, direct bool
@@ -382,8 +382,8 @@ func TestUDPLimited(t *testing.T) {
 		limit        policy.Limit
 		reload, ends bool
 	}{
-		{"rate", policy.Limit{Name: "slow", BytesPerSecond: 20_000}, false, false},
-		{"rate, after a reload", policy.Limit{Name: "slow", BytesPerSecond: 20_000}, true, false},
+		{"rate", policy.Limit{Name: "slow", BytesPerSecond: 50_000}, false, false},
+		{"rate, after a reload", policy.Limit{Name: "slow", BytesPerSecond: 50_000}, true, false},
 		{"quota", policy.Limit{Name: "slow", Quota: 20_000}, false, true},
 		{"quota, after a reload", policy.Limit{Name: "slow", Quota: 20_000}, true, true},
 	} {
