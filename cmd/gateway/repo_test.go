@@ -63,6 +63,7 @@ var repoHomes = []struct {
 	{"golang.org/x/crypto/ssh", []string{"tunnel/ssh", "pki/sshkeys"}},
 	{"github.com/nats-io", []string{"push/jetstream", "push/cloudevents"}},
 	{"github.com/envoyproxy", []string{"push/xds", "policy/extauthz"}},
+	{"google.golang.org/grpc", []string{"push/xds", "policy/extauthz", "pki"}},
 	{"cel.dev/cel-go", []string{"policy"}},
 	{"golang.org/x/net/http2/hpack", []string{"tunnel/h2", "capture"}},
 	{"golang.org/x/net/http2", nil},
