@@ -90,7 +90,8 @@ type Request struct {
 
 	fields *h2.Header // of the request, where a token may be; nil: none
 
-	due *due // what policy asks for before the flow begins
+	due  *due  // what policy asks for before the flow begins
+	asks *asks // who has to allow it besides
 }
 
 // direction is one way of a flow: what is read from src is written to dst. It is an io.Writer so that a

@@ -75,6 +75,11 @@ type Env struct {
 	// NameOf returns the name that was given a virtual address; virtual tells that it is one, if nobody's. nil: none are
 	// virtual.
 	NameOf func(addr netip.Addr) (name string, virtual bool)
+	// Ask asks an external authorizer, by its name in a rule, about a flow that policy allows; a Decision that does not allow
+	// refuses the flow, with its rule and reason. It may block up to a deadline of its own, and ends with ctx, which is over when
+	// nobody waits for the flow any more. It is called by any number of goroutines. r is not changed and may be kept. nil: there
+	// are no authorizers, and a flow that one has to allow is refused.
+	Ask func(ctx context.Context, authorizer string, r *policy.Request) policy.Decision
 	// Requests returns who serves requests other than CONNECT on an hbone listener; nil: they get 400.
 	Requests func(listener string) http.Handler
 	// Decide returns what decides about flows instead of base, the policy of the configuration, which it may ask. It is called
@@ -131,6 +136,7 @@ type Gateway struct {
 	longCapsules datagram.Room // of all flows of datagrams
 	loops        loops
 	limits       limitTable
+	asking       atomic.Pointer[context.CancelFunc] // ends the questions about live flows; nil: there were none
 
 	replacing sync.Mutex // held while the configuration is replaced; taken before mu
 
@@ -379,6 +385,18 @@ func (g *Gateway) ownMark() func(network, address string, raw syscall.RawConn) e
 		markOwn(raw, capture.MarkOwn)
 		return nil
 	}
+}
+
+// DialOwn connects to an address that the process itself needs, such as an authorizer's. It is no flow: no route and no
+// policy is asked, and where the gateway captures, the connection is marked as its own so that it is not captured. It ends with
+// ctx.
+func (g *Gateway) DialOwn(ctx context.Context, network, address string) (net.Conn, error) {
+	d := net.Dialer{Control: g.ownMark()}
+	if d.Control != nil {
+		marked := net.Dialer{Control: d.Control}
+		d.Resolver = &net.Resolver{PreferGo: true, Dial: marked.DialContext}
+	}
+	return d.DialContext(ctx, network, address)
 }
 
 // resolveHost is the default of Env.Resolve. Its questions carry the mark too.

@@ -77,6 +77,9 @@ func (l *Listener) deliver(f *Flow, a Accepted) {
 		err = l.g.oblige(f) // of a name, which nobody resolves here, it is still due
 	}
 	if err == nil {
+		err = l.g.askBefore(f, a.Gone)
+	}
+	if err == nil {
 		t := time.NewTimer(f.plan.timeouts.Open)
 		defer t.Stop()
 		select {

@@ -40,7 +40,7 @@ func (g *Gateway) openDirect(ctx context.Context, f *Flow) (Conn, error) {
 		if addrs, err = g.resolve(ctx, t.Host); err != nil {
 			return nil, err
 		}
-		if err := f.authorizeAddrs(addrs); err != nil {
+		if err := f.authorizeAddrs(ctx, addrs); err != nil {
 			return nil, err
 		}
 	}
@@ -149,12 +149,12 @@ func (f *Flow) mayReach(addrs []netip.Addr) policy.Decision {
 }
 
 // authorizeAddrs asks policy about the addresses of a destination that is a name. It refuses all if it would refuse one,
-// as the egress guard does, and the flow counts in the limits of all.
-func (f *Flow) authorizeAddrs(addrs []netip.Addr) error {
+// as the egress guard does, and the flow counts in the limits of all. Authorizers are asked then.
+func (f *Flow) authorizeAddrs(ctx context.Context, addrs []netip.Addr) error {
 	var r policy.Request
 	f.ask(&r, f.plan)
 	f.show().addrs, r.Self = addrs, f.self
-	f.Request.due = nil // what is due is due for the addresses
+	f.Request.due, f.Request.asks = nil, nil // what is due is due for the addresses
 	for _, r.Addr = range addrs {
 		r.Workload = f.plan.workloadOf(Target{Addr: r.Addr})
 		d := f.plan.decide(&r)
@@ -163,8 +163,15 @@ func (f *Flow) authorizeAddrs(addrs []netip.Addr) error {
 			return denied(&d)
 		}
 		f.note(&r, &d)
+		f.toAsk(&r, &d)
 	}
-	return f.g.oblige(f)
+	if q := f.Request.asks; q != nil && len(addrs) > 1 {
+		q.about.Addr = netip.Addr{} // which of them will be dialled is not known: it is about the name
+	}
+	if err := f.g.oblige(f); err != nil {
+		return err
+	}
+	return f.g.askNow(ctx, f)
 }
 
 func prohibited(d policy.Decision) error {

@@ -27,6 +27,9 @@ type Accepted interface {
 func (g *Gateway) Carry(f *Flow, a Accepted) {
 	g.begin(f)
 	err := g.decide(f)
+	if err == nil && !f.resolves() { // else openDirect asks, when there are addresses
+		err = g.askBefore(f, a.Gone)
+	}
 	var opened Conn
 	early := earlyOf(f, a)
 	if err == nil {
@@ -99,6 +102,7 @@ func (g *Gateway) authorize(f *Flow) error {
 		return denied(&d)
 	}
 	f.note(&r, &d)
+	f.toAsk(&r, &d)
 	return nil
 }
 
@@ -142,15 +146,21 @@ func (g *Gateway) decideAgain(p *plan) {
 		live = append(live, f)
 		return true
 	})
+	var list []askedAgain
 	for _, f := range live {
-		if f.stands() { // else it looks for itself when it does
-			f.decideAgain(p)
+		if !f.stands() {
+			continue // it looks for itself when it does
+		}
+		if q := f.decideAgain(p); q != nil {
+			list = append(list, askedAgain{f, q})
 		}
 	}
+	g.askAgain(list)
 }
 
-// decideAgain ends the flow, which stands, if the policy of p does not let it pass, and else gives it the limits of p.
-func (f *Flow) decideAgain(p *plan) {
+// decideAgain ends the flow, which stands, if the policy of p does not let it pass, and else gives it the limits of p. It
+// returns who has to be asked again as well, nil for nobody.
+func (f *Flow) decideAgain(p *plan) *asks {
 	var r policy.Request
 	f.ask(&r, p)
 	if r.Unresolved {
@@ -160,9 +170,10 @@ func (f *Flow) decideAgain(p *plan) {
 	d := p.decide(&r)
 	if !d.Allow {
 		f.cut(denied(&d))
-		return
+		return nil
 	}
 	f.rebind(p, &r, &d)
+	return (*asks)(nil).with(&r, &d)
 }
 
 // report tells what the rules that are not in force yet would have decided.
@@ -195,7 +206,9 @@ func (f *Flow) relay(accepted Conn, ahead []byte, opened Conn) {
 		return
 	}
 	if p := f.g.plan.Load(); p != nil && p != f.plan {
-		f.decideAgain(p) // a reload did not wait for it
+		if q := f.decideAgain(p); q != nil { // a reload did not wait for it
+			f.askAgain(f.g.base, q)
+		}
 	}
 	f.left.Store(2)
 	fromAccepted, acceptedPipes := accepted.(Stream)
