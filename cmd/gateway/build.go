@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"culvert/pki"
+	"culvert/policy/extauthz"
 	"culvert/tunnel"
 	"culvert/tunnel/h2"
 )
@@ -24,6 +25,7 @@ type parts struct {
 	tunnel   *tunnel.Gateway
 	counts   *counts
 	names    *resolver
+	asked    *extauthz.Set
 	admin    *admin       // nil without an admin address
 	adminAt  net.Listener // where admin is served
 }
@@ -51,18 +53,13 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 	limitMemory(memory)
 	b.budget = h2.NewBudget(memory / bufferShare)
 
-	b.names = &resolver{dial: func(ctx context.Context, listener, network, address string) (net.Conn, error) {
-		return b.tunnel.Dial(ctx, listener, network, address)
-	}}
-	server, err := b.names.newNames(cfg)
-	if err != nil {
+	if err := b.openNames(cfg); err != nil {
 		return nil, err
 	}
-	b.names.swap(server, cfg)
-
 	if err := b.openAdmin(cfg); err != nil {
 		return nil, err
 	}
+	b.asked = b.newAuthorizers()
 	cfg.Config.Reserved = b.reserved()
 	b.tunnel, err = tunnel.New(&cfg.Config, tunnel.Env{ // policy, hops, routes
 		Log:       log.Logger,
@@ -81,8 +78,12 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 		},
 		DNS:    func(string) tunnel.Service { return b.names },
 		NameOf: b.names.nameOf,
+		Ask:    b.asked.Ask,
 	})
 	if err != nil {
+		return nil, err
+	}
+	if err := b.openAuthorizers(); err != nil {
 		return nil, err
 	}
 	b.serveAdmin()
@@ -98,6 +99,19 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 		log.Warn("inherited socket is no listener's and was closed", "address", address)
 	}
 	return b, nil
+}
+
+// openNames makes what answers questions for names. Its own questions are flows of the tunnel.
+func (b *parts) openNames(cfg *Config) error {
+	b.names = &resolver{dial: func(ctx context.Context, listener, network, address string) (net.Conn, error) {
+		return b.tunnel.Dial(ctx, listener, network, address)
+	}}
+	server, err := b.names.newNames(cfg)
+	if err != nil {
+		return err
+	}
+	b.names.swap(server, cfg)
+	return nil
 }
 
 // announce logs where the gateway can be reached, with the ports that the system chose.
@@ -128,7 +142,7 @@ func (b *parts) serveAdmin() {
 		return
 	}
 	if b.admin == nil {
-		metrics := newMetrics(b.tunnel.Stats, b.identity, b.budget, b.counts, b.names)
+		metrics := newMetrics(b.tunnel.Stats, b.identity, b.budget, b.counts, b.names, b.asked)
 		b.admin = newAdmin(metrics, b.flows, b.log.Logger)
 		b.admin.expired = b.identity.expired
 	}
@@ -160,6 +174,9 @@ func (b *parts) reserved() []netip.AddrPort {
 func (b *parts) close() {
 	if b.tunnel != nil {
 		b.tunnel.Close()
+	}
+	if b.asked != nil {
+		b.asked.Close() // nobody asks any more
 	}
 	b.closeAdmin()
 	if b.identity != nil {

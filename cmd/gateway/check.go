@@ -62,6 +62,9 @@ func checkFiles(cfg *Config, p *places, f *faults, log *slog.Logger) {
 		_, err := pki.Load(cfg.identity(), log)
 		v.join("identity", err)
 	}
+	for i := range cfg.Authorizers {
+		v.join(fmt.Sprintf("policy.authorizers[%d]", i), cfg.Authorizers[i].CheckFiles())
+	}
 	for i, l := range cfg.Listeners {
 		var warnings []string
 		if l.SOCKS5.UsersFile != "" && (l.Kind == tunnel.KindSOCKS5 || l.Kind == tunnel.KindProxy) {

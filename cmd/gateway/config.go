@@ -10,6 +10,7 @@ import (
 
 	"culvert/capture/names"
 	"culvert/pki"
+	"culvert/policy/extauthz"
 	"culvert/tunnel"
 )
 
@@ -28,6 +29,9 @@ type Config struct {
 	Trust pki.TrustConfig `yaml:"trust"`
 	// What follows in the file is the path of flows: listeners, hops, workloads, routes, policy, timeouts.
 	tunnel.Config `yaml:",inline"`
+	// Authorizers are those outside that rules of action `ask` (CUSTOM of Istio's) can name, at most 64: servers of Envoy's
+	// ext_authz interface, version 3, over gRPC. What one of them does not allow is refused, also when it does not answer.
+	Authorizers []extauthz.Config `yaml:"policy.authorizers"`
 	// DNS says how a `dns` listener answers.
 	DNS names.Config `yaml:"dns"`
 	// Admin is the address for probes, metrics and a look at the live flows.
@@ -74,6 +78,9 @@ func readConfigBy(file string, read fileReader) (*Config, *places, *faults) {
 		return cfg, p, f
 	}
 	(&decoder{places: p, faults: f}).decode(text, cfg)
+	for i := range cfg.Authorizers {
+		cfg.Policy.Authorizers = append(cfg.Policy.Authorizers, cfg.Authorizers[i].Name)
+	}
 	cfg.resolvePaths(filepath.Dir(file))
 	return cfg, p, f
 }
@@ -112,6 +119,9 @@ func (c *Config) resolvePaths(dir string) {
 	for i := range c.Listeners {
 		l := &c.Listeners[i]
 		paths = append(paths, &l.SOCKS5.UsersFile, &l.HTTP.UsersFile, &l.HTTP.TokensFile)
+	}
+	for i := range c.Authorizers {
+		paths = append(paths, &c.Authorizers[i].TLS.Roots)
 	}
 	for i := range c.Policy.Files {
 		paths = append(paths, &c.Policy.Files[i])

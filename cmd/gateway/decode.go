@@ -21,6 +21,7 @@ import (
 type decoder struct {
 	places *places
 	faults *faults
+	deeper map[string]reflect.Value // fields whose names are paths, as in "policy.authorizers", by them
 }
 
 // decode reads the one document in text into dst, a pointer to a struct.
@@ -178,7 +179,7 @@ func setLeaf(text string, v reflect.Value) error {
 // fields decodes a mapping into a struct and names every key that the struct does not have.
 func (d *decoder) fields(path string, n *yaml.Node, v reflect.Value) {
 	known := map[string]reflect.Value{}
-	fieldsOf(v, known)
+	d.fieldsOf(path, v, known)
 	d.mapping(path, n, func(key *yaml.Node, at string, value *yaml.Node) {
 		field, ok := known[key.Value]
 		if !ok {
@@ -250,18 +251,35 @@ func (d *decoder) items(path string, n *yaml.Node, v reflect.Value) {
 	v.Set(list)
 }
 
-// fieldsOf adds the fields of struct v by their YAML names; inlined structs add theirs.
-func fieldsOf(v reflect.Value, to map[string]reflect.Value) {
+// fieldsOf adds the fields of struct v, which stands at path, by their YAML names; inlined structs add theirs. A field with a
+// path for a name is one of the struct there, which may be in a package that must not know of it.
+func (d *decoder) fieldsOf(path string, v reflect.Value, to map[string]reflect.Value) {
+	for at, field := range d.deeper {
+		if parent, name := splitPath(at); parent == path {
+			to[name] = field
+		}
+	}
 	for i := range v.NumField() {
 		f := v.Type().Field(i)
 		name, inline, ok := yamlName(f.Tag.Get("yaml"))
 		switch {
 		case inline:
-			fieldsOf(v.Field(i), to)
+			d.fieldsOf(path, v.Field(i), to)
+		case ok && strings.Contains(name, "."):
+			if d.deeper == nil {
+				d.deeper = make(map[string]reflect.Value)
+			}
+			d.deeper[strings.TrimPrefix(path+"."+name, ".")] = v.Field(i)
 		case ok && f.IsExported():
 			to[name] = v.Field(i)
 		}
 	}
+}
+
+// splitPath takes the last name off a path.
+func splitPath(path string) (parent, name string) {
+	i := strings.LastIndexByte(path, '.')
+	return path[:max(i, 0)], path[i+1:]
 }
 
 // yamlName reads a yaml struct tag. A field without one is not part of the file.

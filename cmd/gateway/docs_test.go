@@ -119,6 +119,15 @@ type reference struct {
 	out  bytes.Buffer
 	dirs map[string]map[string]*ast.StructType // folder → its struct types
 	done map[string]bool
+	// deeper are the fields whose names are paths, by the path of the struct that they are in for the file.
+	deeper map[string][]deeperField
+}
+
+// deeperField is a field that stands in another struct of the file than in Go.
+type deeperField struct {
+	dir, typeName, name string
+	field               *ast.Field
+	in                  *ast.StructType
 }
 
 func (g *reference) text(s string) { g.out.WriteString(s) }
@@ -135,6 +144,13 @@ func (g *reference) section(dir, typeName, path string) error {
 	inners, err := g.fields(dir, typeName, path, st)
 	if err != nil {
 		return err
+	}
+	for _, d := range g.deeper[path] {
+		inner, err := g.field(d.dir, d.typeName, path, d.name, d.field, d.in)
+		if err != nil {
+			return err
+		}
+		inners = append(inners, inner...)
 	}
 	for _, in := range inners {
 		if err := g.section(in.dir, in.typeName, in.path); err != nil {
@@ -156,7 +172,7 @@ func (g *reference) fields(dir, typeName, path string, st *ast.StructType) ([]la
 			continue
 		}
 		name, inline, ok := yamlName(reflect.StructTag(strings.Trim(f.Tag.Value, "`")).Get("yaml"))
-		word, in := typeWord(f.Type)
+		_, in := typeWord(f.Type)
 		if inline {
 			inlined, err := g.structType(importDir(dir, in.pkg), in.name)
 			if err != nil {
@@ -172,20 +188,39 @@ func (g *reference) fields(dir, typeName, path string, st *ast.StructType) ([]la
 		if !ok {
 			continue
 		}
-		doc := strings.Join(strings.Fields(f.Doc.Text()), " ")
-		if doc == "" {
-			return nil, fmt.Errorf("%s.%s (%s) has no doc comment", dir, typeName, name)
+		if parent, last := splitPath(name); parent != "" {
+			if g.deeper == nil {
+				g.deeper = make(map[string][]deeperField)
+			}
+			at := strings.TrimPrefix(path+"."+parent, ".")
+			g.deeper[at] = append(g.deeper[at], deeperField{dir, typeName, last, f, st})
+			continue
 		}
-		if in != nil && !g.isStruct(importDir(dir, in.pkg), in.name) {
-			word, in = strings.Replace(word, "fields", "text", 1), nil // such as a password
+		more, err := g.field(dir, typeName, path, name, f, st)
+		if err != nil {
+			return nil, err
 		}
-		fmt.Fprintf(&g.out, "- `%s` (%s): %s\n", name, word, sentence(doc, f.Names[0].Name, st))
-		if in != nil {
-			at := strings.TrimPrefix(path+"."+name, ".") + in.suffix
-			later = append(later, laterSection{importDir(dir, in.pkg), in.name, at})
-		}
+		later = append(later, more...)
 	}
 	return later, nil
+}
+
+// field writes one field, and returns the struct in it.
+func (g *reference) field(dir, typeName, path, name string, f *ast.Field, st *ast.StructType) ([]laterSection, error) {
+	word, in := typeWord(f.Type)
+	doc := strings.Join(strings.Fields(f.Doc.Text()), " ")
+	if doc == "" {
+		return nil, fmt.Errorf("%s.%s (%s) has no doc comment", dir, typeName, name)
+	}
+	if in != nil && !g.isStruct(importDir(dir, in.pkg), in.name) {
+		word, in = strings.Replace(word, "fields", "text", 1), nil // such as a password
+	}
+	fmt.Fprintf(&g.out, "- `%s` (%s): %s\n", name, word, sentence(doc, f.Names[0].Name, st))
+	if in == nil {
+		return nil, nil
+	}
+	at := strings.TrimPrefix(path+"."+name, ".") + in.suffix
+	return []laterSection{{importDir(dir, in.pkg), in.name, at}}, nil
 }
 
 // sentence makes a doc comment fit for the page: without the Go name that it begins with, and with the
@@ -262,8 +297,11 @@ func importDir(dir, pkg string) string {
 	if pkg == "" {
 		return dir
 	}
-	if pkg == "names" {
+	switch pkg {
+	case "names":
 		pkg = "capture/names"
+	case "extauthz":
+		pkg = "policy/extauthz"
 	}
 	return filepath.Join("../..", pkg)
 }

@@ -72,7 +72,12 @@ func (i *identity) doubt(certs []*x509.Certificate, server bool) error {
 	return i.current.Load().Doubt(certs, server)
 }
 
-// verifier says who a hop may be: the one that the configuration names, or anybody of the own trust domain
+// authorizerTLS is extauthz.Env.ClientTLS.
+func (i *identity) authorizerTLS(id spiffe.ID) *tls.Config {
+	return i.current.Load().ClientTLS(i.verifier(id))
+}
+
+// verifier says who a hop, or an authorizer, may be: the one that the configuration names, or anybody of the own trust domain
 // and namespace.
 func (i *identity) verifier(id spiffe.ID) func(spiffe.ID) error {
 	if id.IsZero() {

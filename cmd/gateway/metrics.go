@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"culvert/capture/names"
+	"culvert/policy/extauthz"
 	"culvert/tunnel"
 	"culvert/tunnel/h2"
 )
@@ -25,7 +26,11 @@ type collector struct {
 	budget *h2.Budget
 	counts *counts
 	names  *resolver
+	asked  *extauthz.Set
 
+	asks     *prometheus.Desc
+	askTime  *prometheus.Desc
+	asking   *prometheus.Desc
 	ended    *prometheus.Desc
 	limited  *prometheus.Desc
 	notAfter *prometheus.Desc
@@ -42,9 +47,12 @@ type plainMetric struct {
 }
 
 // newMetrics returns a registry with everything that /metrics shows.
-func newMetrics(stats func() tunnel.Stats, id *identity, budget *h2.Budget, n *counts, names *resolver) *prometheus.Registry {
+func newMetrics(stats func() tunnel.Stats, id *identity, budget *h2.Budget, n *counts, names *resolver, asked *extauthz.Set) *prometheus.Registry {
 	c := &collector{
-		stats: stats, id: id, budget: budget, counts: n, names: names,
+		stats: stats, id: id, budget: budget, counts: n, names: names, asked: asked,
+		asks:     describe("asks_total", "Flows that an authorizer had to allow, by what came of it; all but allowed were refused.", "authorizer", "result"),
+		askTime:  describe("ask_seconds_total", "Time that answers of an authorizer have taken.", "authorizer"),
+		asking:   describe("asks_in_flight", "Questions to an authorizer that are under way.", "authorizer"),
 		ended:    describe("flows_ended_total", "Flows that are over, by why; ok is a good end.", "cause"),
 		limited:  describe("limited_total", "Flows that a limit of policy has refused or ended, by the name of its rule.", "rule"),
 		notAfter: describe("identity_not_after_seconds", "When this gateway's certificate ends to be valid, Unix time."),
@@ -113,7 +121,7 @@ func (c *collector) gauges() {
 
 // Describe sends the descriptions of all metrics.
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.ended, c.limited, c.notAfter, c.reloads, c.build} {
+	for _, d := range []*prometheus.Desc{c.ended, c.limited, c.notAfter, c.reloads, c.build, c.asks, c.askTime, c.asking} {
 		to <- d
 	}
 	for _, m := range c.plain {
@@ -133,9 +141,26 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	for rule, n := range s.Limited { // of the configuration, not of peers
 		to <- prometheus.MustNewConstMetric(c.limited, prometheus.CounterValue, float64(n), rule)
 	}
+	c.collectAsks(to)
 	to <- prometheus.MustNewConstMetric(c.notAfter, prometheus.GaugeValue, float64(c.id.current.Load().Current().NotAfter.Unix()))
 	to <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(c.counts.reloads.Load()), "ok")
 	to <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(c.counts.reloadsFailed.Load()), "failed")
 	v := buildVersion()
 	to <- prometheus.MustNewConstMetric(c.build, prometheus.GaugeValue, 1, v.Version, v.Revision, v.Go)
+}
+
+// collectAsks sends what authorizers have been asked. Their names are of the configuration.
+func (c *collector) collectAsks(to chan<- prometheus.Metric) {
+	for name, a := range c.asked.Stats() {
+		for _, one := range []struct {
+			result string
+			n      int64
+		}{
+			{"allowed", a.Allowed}, {"denied", a.Denied}, {"failed", a.Failed}, {"timeout", a.Timeouts}, {"withdrawn", a.Withdrawn}, {"skipped", a.Skipped},
+		} {
+			to <- prometheus.MustNewConstMetric(c.asks, prometheus.CounterValue, float64(one.n), name, one.result)
+		}
+		to <- prometheus.MustNewConstMetric(c.askTime, prometheus.CounterValue, a.Latency.Seconds(), name)
+		to <- prometheus.MustNewConstMetric(c.asking, prometheus.GaugeValue, float64(a.InFlight), name)
+	}
 }

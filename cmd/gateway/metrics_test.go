@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"culvert/pki"
+	"culvert/policy/extauthz"
 	"culvert/tunnel"
 	"culvert/tunnel/h2"
 )
@@ -19,18 +20,23 @@ func TestMetricNames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	asked := extauthz.NewSet(extauthz.Env{})
+	defer asked.Close()
+	authorizers := must(asked.Prepare([]extauthz.Config{{Name: "opa", Address: "127.0.0.1:1"}}))
+	authorizers.Stage()
+	authorizers.Commit()
 	stats := func() tunnel.Stats {
 		return tunnel.Stats{Flows: 7, Ended: map[string]int64{"ok": 3, "denied": 1}, Limited: map[string]int64{"shop/slow": 5}, LimitWaiting: 4}
 	}
 	resolver := new(resolver)
 	resolver.swap(must(resolver.newNames(new(Config))), new(Config))
-	r := newMetrics(stats, newIdentity(pki.Fixed(material)), h2.NewBudget(1<<20), new(counts), resolver)
+	r := newMetrics(stats, newIdentity(pki.Fixed(material)), h2.NewBudget(1<<20), new(counts), resolver, asked)
 	families, err := r.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
-	withoutUnit := []string{"culvert_active_flows", "culvert_connections", "culvert_transports", "culvert_limit_waiting", "culvert_limit_counts", "culvert_build_info"}
-	labels := []string{"cause", "rule", "result", "version", "revision", "goversion"}
+	withoutUnit := []string{"culvert_active_flows", "culvert_connections", "culvert_transports", "culvert_limit_waiting", "culvert_limit_counts", "culvert_build_info", "culvert_asks_in_flight"}
+	labels := []string{"cause", "rule", "result", "authorizer", "version", "revision", "goversion"}
 	values := map[string]float64{}
 	for _, f := range families {
 		name := f.GetName()
@@ -58,7 +64,7 @@ func TestMetricNames(t *testing.T) {
 	for name, want := range map[string]float64{
 		"culvert_flows_total": 7, "culvert_flows_ended_total,ok": 3, "culvert_flows_ended_total,denied": 1,
 		"culvert_limited_total,shop/slow": 5, "culvert_limit_waiting": 4,
-		"culvert_buffer_limit_bytes": 1 << 20, "culvert_reloads_total,failed": 0,
+		"culvert_buffer_limit_bytes": 1 << 20, "culvert_reloads_total,failed": 0, "culvert_asks_total,opa,skipped": 0, "culvert_ask_seconds_total,opa": 0,
 		"culvert_identity_not_after_seconds": float64(material.NotAfter.Unix()),
 	} {
 		if got, ok := values[name]; !ok || got != want {

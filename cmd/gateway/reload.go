@@ -60,7 +60,7 @@ func (m *manager) tryReload(ctx context.Context) error {
 	cfg.Config.Reserved = m.reserved()
 	server, err := m.names.newNames(cfg)
 	if err == nil {
-		err = m.tunnel.Reload(ctx, &cfg.Config)
+		err = m.replaceFlows(ctx, cfg)
 	}
 	if err != nil {
 		if moved != before && moved != nil {

@@ -12,6 +12,7 @@ import (
 	"culvert/capture/names"
 	"culvert/pki"
 	"culvert/policy"
+	"culvert/policy/extauthz"
 	"culvert/tunnel"
 )
 
@@ -43,6 +44,7 @@ func validate(cfg *Config, p *places, f *faults) {
 		v.note("listeners", "there are no listeners, so nothing would ever come in; add one, such as {name: apps, kind: socks5, address: 127.0.0.1:1080}")
 	}
 	v.join("dns", cfg.DNS.Validate())
+	v.authorizers()
 	v.join("", cfg.Config.Validate())
 	v.resolvers()
 	if p.file != "" {
@@ -75,6 +77,7 @@ func (v *validator) join(path string, err error) {
 	var field *capture.FieldError
 	var entry *policy.EntryError
 	var dns *names.FieldError
+	var authorizer *extauthz.FieldError
 	what := fmt.Sprint(err)
 	switch {
 	case errors.As(err, &identity):
@@ -88,6 +91,8 @@ func (v *validator) join(path string, err error) {
 		path += "." + field.Field
 	case errors.As(err, &dns):
 		path, what = path+"."+dns.Field, dns.What
+	case errors.As(err, &authorizer):
+		path, what = path+"."+authorizer.Field, authorizer.What
 	case errors.As(err, &entry):
 		path += fmt.Sprintf(".%s[%d]", entry.Field, entry.Index)
 	}
@@ -145,6 +150,21 @@ func (v *validator) admin() {
 		if l.Address == a.Address && !strings.HasSuffix(a.Address, ":0") {
 			v.note(fmt.Sprintf("listeners[%d].address", i), "%s is already taken by the admin address; each listener has its own port", a.Address)
 		}
+	}
+}
+
+// authorizers notes the faults of each, and names that two of them have.
+func (v *validator) authorizers() {
+	first := make(map[string]int)
+	for i := range v.cfg.Authorizers {
+		a := &v.cfg.Authorizers[i]
+		path := fmt.Sprintf("policy.authorizers[%d]", i)
+		v.join(path, a.Validate())
+		if j, twice := first[a.Name]; twice && a.Name != "" {
+			v.note(path+".name", "authorizer %q is there twice (first in line %d); each has a name of its own", a.Name, v.places.at(fmt.Sprintf("policy.authorizers[%d].name", j), "").line)
+			continue
+		}
+		first[a.Name] = i
 	}
 }
 

@@ -124,6 +124,12 @@ func (c *Config) Validate() error {
 	return errors.Join(faults...)
 }
 
+// CheckFiles reads the files that c names, as New does. A fault is a *FieldError.
+func (c *Config) CheckFiles() error {
+	_, err := c.TLS.readRoots()
+	return err
+}
+
 // validate notes the faults of t; local tells that the address is one of this host.
 func (t *TLSConfig) validate(local bool, note func(field, format string, args ...any)) {
 	switch t.Mode {

@@ -90,9 +90,9 @@ func newConn(cfg *Config, env Env) (*grpc.ClientConn, error) {
 func credentialsOf(cfg *Config, env Env, host string) (credentials.TransportCredentials, error) {
 	switch cfg.TLS.Mode {
 	case modeTLS:
-		roots, err := readRoots(cfg.TLS.Roots)
+		roots, err := cfg.TLS.readRoots()
 		if err != nil {
-			return nil, &FieldError{Field: "tls.roots", What: err.Error(), Err: err}
+			return nil, err
 		}
 		return credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: cmp.Or(cfg.TLS.ServerName, host), MinVersion: tls.VersionTLS12}), nil
 	case modeMTLS:
@@ -111,7 +111,15 @@ func credentialsOf(cfg *Config, env Env, host string) (credentials.TransportCred
 	return insecure.NewCredentials(), nil
 }
 
-// readRoots reads a file of certificates; nil for none is the system's.
+// readRoots reads Roots; nil for none is the system's.
+func (t *TLSConfig) readRoots() (*x509.CertPool, error) {
+	roots, err := readRoots(t.Roots)
+	if err != nil {
+		return nil, &FieldError{Field: "tls.roots", What: err.Error(), Err: err}
+	}
+	return roots, nil
+}
+
 func readRoots(file string) (*x509.CertPool, error) {
 	if file == "" {
 		return nil, nil
