@@ -74,6 +74,9 @@ var repoHomes = []struct {
 	{"github.com/MicahParks", []string{"pki/jwt"}},
 	{"github.com/prometheus", []string{"cmd/gateway"}},
 	{"github.com/spf13", []string{"cmd/gateway"}},
+	{"github.com/spiffe/go-spiffe", []string{"pki/workloadapi"}},
+	{"google.golang.org/grpc", []string{"pki/istioca", "pki/workloadapi"}},
+	{"google.golang.org/protobuf", []string{"pki/istioca", "pki/workloadapi"}},
 	{"go.yaml.in/yaml", []string{"cmd/gateway"}},
 	{"golang.org/x/time", []string{"tunnel"}},
 }
