@@ -14,9 +14,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math/big"
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,7 +31,8 @@ const (
 
 	// caTTL is long, as a new root has to be carried to every peer by hand.
 	caTTL = 10 * 365 * 24 * time.Hour
-	// caBackdate and leafBackdate are how far validity begins before now, for peers whose clocks are behind.
+	// caBackdate and leafBackdate are how far validity begins before now, for peers whose clocks are behind; for a leaf a
+	// tenth of its validity at most, so that half its life is over when half of its time is.
 	caBackdate   = time.Hour
 	leafBackdate = 5 * time.Minute
 	// maxIssuedNames is how many names Issue puts beside the identity; peers take spiffe.MaxNames in all.
@@ -41,10 +44,10 @@ const (
 
 // CA signs the identities of one trust domain. It is immutable and may be used concurrently.
 //
-// Its certificate is a root with its trust domain as SPIFFE ID (X509-SVID, section 3.2), good for leaves only
-// (pathlen 0). It has no name constraints: rustls, which ztunnel uses, refuses every chain that has one for URIs
-// (RUSTSEC-2026-0098), and X509-SVID, section 4.2 urges caution with them for such reasons. Constraints of other
-// CAs are enforced.
+// Its certificate is a root with its trust domain as SPIFFE ID (X509-SVID, section 3.2), good for leaves and for one
+// intermediate above them (pathlen 1), which an Authority signs with. It has no name constraints: rustls, which ztunnel
+// uses, refuses every chain that has one for URIs (RUSTSEC-2026-0098), and X509-SVID, section 4.2 urges caution with
+// them for such reasons. Constraints of other CAs are enforced.
 type CA struct {
 	cert        *x509.Certificate
 	key         crypto.Signer
@@ -90,7 +93,9 @@ func CreateCA(dir, trustDomain string) (*CA, error) {
 }
 
 // LoadCA reads ca.pem and ca.key in dir. The CA need not have been made here: every CA certificate with its key
-// will do, and if it names no trust domain, it signs for all. Problems are returned joined, each a *ConfigError.
+// will do, and if it names no trust domain, it signs for all. Where ca.pem holds several roots, as it does while one
+// takes the place of another, the CA is the one that ca.key belongs to. Problems are returned joined, each a
+// *ConfigError.
 func LoadCA(dir string) (*CA, error) {
 	cert := input{field: caCertFile, file: filepath.Join(dir, caCertFile)}
 	key := input{field: caKeyFile, file: filepath.Join(dir, caKeyFile), secret: true}
@@ -121,15 +126,11 @@ func (ca *CA) Issue(id spiffe.ID, ttl time.Duration, names ...string) (certPEM, 
 	case len(names) > maxIssuedNames:
 		return nil, nil, fmt.Errorf("issue %s: %d names are too many; at most %d fit beside it", id, len(names), maxIssuedNames)
 	}
-	template, err := ca.leafTemplate(id, ttl, names)
-	if err != nil {
-		return nil, nil, fmt.Errorf("issue %s: %w", id, err)
-	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, fmt.Errorf("issue %s: %w", id, err)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, key.Public(), ca.key)
+	der, err := ca.certify(id, ttl, names, key.Public(), nil)
 	if err != nil {
 		return nil, nil, fmt.Errorf("issue %s: %w", id, err)
 	}
@@ -160,6 +161,16 @@ func (ca *CA) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("ca", ca.String()), slog.Time("not_after", ca.cert.NotAfter))
 }
 
+// certify signs a leaf for a public key. serial is its number; nil: a random one.
+func (ca *CA) certify(id spiffe.ID, ttl time.Duration, names []string, pub crypto.PublicKey, serial *big.Int) (der []byte, err error) {
+	template, err := ca.leafTemplate(id, ttl, names)
+	if err != nil {
+		return nil, err
+	}
+	template.SerialNumber = serial
+	return x509.CreateCertificate(rand.Reader, template, ca.cert, pub, ca.key)
+}
+
 // leafTemplate fills in the certificate to sign.
 func (ca *CA) leafTemplate(id spiffe.ID, ttl time.Duration, names []string) (*x509.Certificate, error) {
 	uri, err := url.Parse(id.String())
@@ -171,7 +182,7 @@ func (ca *CA) leafTemplate(id spiffe.ID, ttl time.Duration, names []string) (*x5
 	}
 	now := time.Now()
 	template := &x509.Certificate{
-		NotBefore: now.Add(-leafBackdate), NotAfter: now.Add(ttl), URIs: []*url.URL{uri},
+		NotBefore: now.Add(-min(leafBackdate, ttl/10)), NotAfter: now.Add(ttl), URIs: []*url.URL{uri},
 		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
@@ -225,7 +236,7 @@ func rootFor(key crypto.Signer, trustDomain string) (*CA, error) {
 		Subject:   pkix.Name{Organization: []string{trustDomain}, CommonName: "Culvert CA " + hex.EncodeToString(sum[:4])},
 		NotBefore: now.Add(-caBackdate), NotAfter: now.Add(caTTL),
 		URIs:     []*url.URL{{Scheme: "spiffe", Host: trustDomain}},
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true,
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true, IsCA: true, MaxPathLen: 1,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
@@ -244,14 +255,17 @@ func parseCA(certIn, keyIn *input, now time.Time) (*CA, error) {
 	if certIn.unread {
 		return nil, keyErr
 	}
-	certs, err := parseCertificates(certIn, 1)
+	certs, err := parseCertificates(certIn, maxRoots)
 	if err != nil {
 		return nil, errors.Join(err, keyErr)
 	}
 	cert := certs[0]
 	errs := []error{keyErr}
 	if key != nil {
-		errs = append(errs, checkPair(certIn, keyIn, certs, key))
+		if i := slices.IndexFunc(certs, func(c *x509.Certificate) bool { return samePublic(key.Public(), c.PublicKey) }); i > 0 {
+			cert = certs[i]
+		}
+		errs = append(errs, checkPair(certIn, keyIn, []*x509.Certificate{cert}, key))
 	}
 	if reason, detail := timeProblem(cert, now); reason != "" {
 		errs = append(errs, certIn.fail(reason, nil, "set this host's clock right, or move the CA away and make a new one", "%s", detail))
@@ -282,6 +296,12 @@ func (ca *CA) write(dir string) error {
 		return err
 	}
 	return WriteIdentity(filepath.Join(dir, caCertFile), filepath.Join(dir, caKeyFile), ca.PEM(), keyPEM)
+}
+
+// samePublic reports whether two public keys are the same.
+func samePublic(a, b crypto.PublicKey) bool {
+	key, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && key.Equal(b)
 }
 
 func encodeCert(der []byte) []byte {

@@ -46,7 +46,7 @@ func TestCreateAndLoadCA(t *testing.T) {
 	}
 	c := parseOne(t, loaded.PEM())
 	// X509-SVID, sections 3.2 and 4.3, and RFC 5280, section 4.2.1.9.
-	if !c.IsCA || !c.MaxPathLenZero || c.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign ||
+	if !c.IsCA || c.MaxPathLen != 1 || c.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign ||
 		len(c.URIs) != 1 || c.URIs[0].String() != "spiffe://example.org" || c.Subject.String() == "" {
 		t.Errorf("the CA is %+v", c)
 	}
@@ -101,7 +101,7 @@ func TestLoadCARefuses(t *testing.T) {
 		{"key of another", ca.PEM(), key, 0o600, []string{"ca.key mismatch"}},
 		{"a leaf", cert, key, 0o600, []string{"ca.pem no-authority"}},
 		{"expired", old.PEM(), oldKey, 0o600, []string{"ca.pem expired"}},
-		{"two certificates", slices.Concat(ca.PEM(), cert), caKey, 0o600, []string{"ca.pem too-many"}},
+		{"no root of the key", slices.Concat(old.PEM(), odd.PEM()), caKey, 0o600, []string{"ca.key mismatch", "ca.pem expired"}},
 		{"named like a workload", odd.PEM(), oddKey, 0o600, []string{"ca.pem no-identity"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

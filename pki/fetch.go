@@ -26,8 +26,8 @@ const (
 	refreshMost    = 24 * time.Hour
 	// After a failure the next try waits for retryFirst, then twice as long, up to refreshDefault.
 	retryFirst = 2 * time.Second
-	// fetchTimeout is for one fetch, with everything.
-	fetchTimeout = 10 * time.Second
+	// bundleTimeout is for one fetch, with everything.
+	bundleTimeout = 10 * time.Second
 
 	bundlesDir = "bundles"
 )
@@ -150,7 +150,7 @@ func (f *bundleFetch) get() ([]byte, error) {
 	}
 	transport := &http.Transport{TLSClientConfig: conf, Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true, ForceAttemptHTTP2: true}
 	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: fetchTimeout, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	client := &http.Client{Transport: transport, Timeout: bundleTimeout, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	req, err := http.NewRequestWithContext(f.ctx, http.MethodGet, f.domain.Bundle, nil)
 	if err != nil {
 		return nil, err

@@ -203,7 +203,7 @@ func intermediate(t testing.TB, ca *CA, change func(*x509.Certificate)) *CA {
 	return &CA{cert: cert, key: key}
 }
 
-// longRoot makes a root that, unlike ours, may have CAs below it.
+// longRoot makes a root that, unlike ours, may have any number of CAs below it.
 func longRoot(t testing.TB, change func(*x509.Certificate)) *CA {
 	t.Helper()
 	key := newECKey(t, elliptic.P256())

@@ -10,10 +10,10 @@ import (
 )
 
 const (
-	// maxCRLs bounds the lists of one file, and maxRevoked the certificates of one list. A list of 1 MiB, the bound of
+	// maxCRLs bounds the lists of one file, and maxCRLEntries the certificates of one list. A list of 1 MiB, the bound of
 	// files, has about 25,000.
 	maxCRLs    = 100
-	maxRevoked = 100_000
+	maxCRLEntries = 100_000
 )
 
 // revocations are lists of revoked certificates by the name of their CA, so that a certificate is looked for in the
@@ -66,8 +66,8 @@ func (r *revocations) addList(in *input, der []byte, n int) error {
 	if err != nil {
 		return in.fail(BadFormat, err, "write the file anew", "revocation list %d in it is damaged", n)
 	}
-	if len(list.RevokedCertificateEntries) > maxRevoked {
-		return in.fail(TooMany, nil, "leave out certificates that have expired", "revocation list %d has more than %d certificates", n, maxRevoked)
+	if len(list.RevokedCertificateEntries) > maxCRLEntries {
+		return in.fail(TooMany, nil, "leave out certificates that have expired", "revocation list %d has more than %d certificates", n, maxCRLEntries)
 	}
 	l := &revocationList{list: list, file: in.file, serials: make(map[string]struct{}, len(list.RevokedCertificateEntries)), signed: make(map[[sha256.Size]byte]bool)}
 	for _, entry := range list.RevokedCertificateEntries {

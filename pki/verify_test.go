@@ -66,7 +66,7 @@ func hostileUsage(t *testing.T, ca *CA) []hostilePeer {
 		{"unknown CA", first(leaf(t, other, nil)), Untrusted, webText},
 		{"CA of the same name", first(leaf(t, namesake, nil)), Untrusted, webText},
 		{"signed by a leaf", first(leaf(t, caOfLeaf(t, ca), nil)), Untrusted, webText},
-		{"below a CA that may only sign leaves", withChain(t, intermediate(t, ca, nil)), Untrusted, webText},
+		{"below two CAs, of which the root allows one", belowTwo(t, ca), Untrusted, webText},
 		{"other trust domain, signed by our CA", with(func(s *leafSpec) { s.uris = []string{evilText} }), OtherDomain, evilText},
 		{"other trust domain, signed by another CA", first(leaf(t, other, func(s *leafSpec) { s.uris = []string{evilText} })), OtherDomain, evilText},
 		{"trust domain that begins like ours", with(func(s *leafSpec) { s.uris = []string{"spiffe://cluster.local.evil/ns/default/sa/web"} }),
@@ -85,6 +85,14 @@ func caOfLeaf(t *testing.T, ca *CA) *CA {
 	fake := *parsed
 	fake.BasicConstraintsValid, fake.IsCA, fake.KeyUsage = true, true, x509.KeyUsageCertSign
 	return &CA{cert: &fake, key: cert.PrivateKey.(crypto.Signer)}
+}
+
+// belowTwo is a leaf of an intermediate CA of an intermediate CA.
+func belowTwo(t *testing.T, ca *CA) tls.Certificate {
+	upper := intermediate(t, ca, nil)
+	cert := withChain(t, intermediate(t, upper, nil))
+	cert.Certificate = append(cert.Certificate, upper.cert.Raw)
+	return cert
 }
 
 // withChain is a leaf of an intermediate CA, with that CA's certificate behind it.
