@@ -12,7 +12,7 @@ import (
 const (
 	// maxCRLs bounds the lists of one file, and maxCRLEntries the certificates of one list. A list of 1 MiB, the bound of
 	// files, has about 25,000.
-	maxCRLs    = 100
+	maxCRLs       = 100
 	maxCRLEntries = 100_000
 )
 
