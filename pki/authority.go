@@ -17,6 +17,7 @@ import (
 
 	"culvert/pki/istioca"
 	"culvert/pki/spiffe"
+	"culvert/pki/workloadapi"
 )
 
 const (
@@ -78,7 +79,8 @@ type Authority struct {
 }
 
 // errBarred is the answer to an identity that was revoked.
-var errBarred = &istioca.Error{Code: istioca.PermissionDenied, Detail: "the identity was revoked; it has to join again, with a new token"}
+var errBarred = &istioca.Error{Code: istioca.PermissionDenied, Detail: "the identity was revoked; it has to join again, with a new token",
+	Err: workloadapi.ErrRevoked}
 
 // OpenAuthority opens the CA in a state folder, which `gateway run` may use at the same time, and makes what is missing:
 // the root, an intermediate, an empty CRL, a key for JWT-SVIDs. Where the root's key is kept elsewhere, the intermediate

@@ -50,7 +50,8 @@ func (w workloads) IssueX509(_ context.Context, name string) (*workloadapi.X509S
 	if d.inter != nil {
 		der = slices.Concat(der, d.inter.cert.Raw)
 	}
-	return &workloadapi.X509SVID{ID: name, Chain: der, Key: keyDER, Renew: halfLife(cert.NotBefore, cert.NotAfter), NotAfter: cert.NotAfter}, nil
+	return &workloadapi.X509SVID{ID: name, Chain: der, Key: keyDER, Renew: halfLife(cert.NotBefore, cert.NotAfter), NotAfter: cert.NotAfter,
+		Revoked: func() bool { return w.a.data.Load().revoked[serialNumberOf(cert.SerialNumber)] }}, nil
 }
 
 // IssueJWTSVID signs a JWT-SVID.

@@ -2,6 +2,7 @@ package workloadapi
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -25,6 +26,9 @@ func (s *Server) FetchJWTSVID(ctx context.Context, req *workload.JWTSVIDRequest)
 			continue
 		}
 		token, err := s.cfg.Issuer.IssueJWTSVID(ctx, e.ID, req.Audience)
+		if errors.Is(err, ErrRevoked) {
+			return nil, status.Error(codes.PermissionDenied, "no identity issued")
+		}
 		if err != nil {
 			s.cfg.Log.Error("workload's token not issued", "id", e.ID, "err", err)
 			return nil, status.Error(codes.Unavailable, "the token cannot be issued now")

@@ -47,7 +47,11 @@ type X509SVID struct {
 	Key      []byte    // DER, PKCS #8
 	Renew    time.Time // when the next one is to be issued
 	NotAfter time.Time
+	Revoked  func() bool // reports whether it is not to be used any more; nil: it always is
 }
+
+// ErrRevoked is what an Issuer returns for an identity that gets nothing any more.
+var ErrRevoked = errors.New("the identity was revoked")
 
 // Bundle is what SVIDs of a trust domain are verified with.
 type Bundle struct {
@@ -204,6 +208,10 @@ func (s *Server) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerSt
 		resp := &workload.X509SVIDResponse{Crl: bundle.CRLs}
 		for _, e := range entries {
 			svid, err := s.svid(ctx, e.ID)
+			if errors.Is(err, ErrRevoked) {
+				s.cfg.Log.Warn("workload refused", "reason", "revoked", "id", e.ID)
+				return again, status.Error(codes.PermissionDenied, "no identity issued")
+			}
 			if err != nil {
 				s.cfg.Log.Error("workload's identity not issued", "id", e.ID, "err", err)
 				return again, status.Error(codes.Unavailable, "the identity cannot be issued now")
@@ -276,6 +284,9 @@ func (s *Server) svid(ctx context.Context, id string) (*X509SVID, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
+	if c.svid != nil && c.svid.Revoked != nil && c.svid.Revoked() {
+		c.svid = nil
+	}
 	if c.svid != nil && now.Before(c.svid.Renew) {
 		return c.svid, nil
 	}

@@ -213,6 +213,23 @@ func TestRenewalFails(t *testing.T) {
 	}
 }
 
+// What is revoked is not handed out any more, whatever is left of its time.
+func TestRevokedWorkload(t *testing.T) {
+	a := serve(t, ownEntry(t))
+	if _, err := client.FetchX509SVID(t.Context(), a.addr); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := a.ca.Revoke(appID); err != nil || n != 1 {
+		t.Fatalf("Revoke = %d, %v", n, err)
+	}
+	if svid, err := client.FetchX509SVID(t.Context(), a.addr); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("FetchX509SVID = %v, %v", svid, err)
+	}
+	if svid, err := client.FetchJWTSVID(t.Context(), jwtsvid.Params{Audience: "db"}, a.addr); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("FetchJWTSVID = %v, %v", svid, err)
+	}
+}
+
 // All processes of an identity share an SVID: who connects again and again makes nobody sign.
 func TestSVIDIsShared(t *testing.T) {
 	a := serve(t, ownEntry(t))
