@@ -8,11 +8,13 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -55,7 +57,7 @@ func (a *Authority) Serve(ctx context.Context, ln net.Listener) error {
 				calls.ServeHTTP(w, r)
 				return
 			}
-			a.serveFile(w, r)
+			a.serveFile(ctx, w, r)
 		}),
 		TLSConfig: &tls.Config{
 			MinVersion: tls.VersionTLS13, NextProtos: []string{alpnH2, "http/1.1"},
@@ -191,13 +193,21 @@ func (a *Authority) newServerCert(old *serverCert, now time.Time) (*serverCert, 
 	return &serverCert{renew: halfLife(m.NotBefore, m.NotAfter), signer: signer.cert, bundle: d.bundle}, nil
 }
 
-// serveFile serves what everybody may read.
-func (a *Authority) serveFile(w http.ResponseWriter, r *http.Request) {
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(caWriteTimeout)) // both versions of HTTP have it
+// serveFile serves what everybody may read. Who knows the present state of it (If-None-Match) and is ready to wait (Prefer:
+// wait=SECONDS; RFC 7240, section 4.3) is answered when it changes, so that what is revoked is known everywhere at once.
+func (a *Authority) serveFile(ctx context.Context, w http.ResponseWriter, r *http.Request) {
+	wait := waitOf(r)
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(wait + caWriteTimeout)) // both versions of HTTP have it
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		http.Error(w, "only GET is served here", http.StatusMethodNotAllowed)
 		return
+	}
+	if tag, changed := a.state(r, wait, ctx.Done()); !changed {
+		w.WriteHeader(http.StatusNotModified)
+		return
+	} else {
+		w.Header().Set("ETag", tag)
 	}
 	switch r.URL.Path {
 	case crlPath:
@@ -208,6 +218,45 @@ func (a *Authority) serveFile(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write(a.Bundle())
 	default:
 		http.NotFound(w, r)
+	}
+}
+
+// caMaxWait is how long a request may wait for a change.
+const caMaxWait = time.Minute
+
+// waitOf is how long the client wants to wait for a change.
+func waitOf(r *http.Request) time.Duration {
+	for _, preference := range strings.Split(strings.Join(r.Header.Values("Prefer"), ","), ",") {
+		if text, ok := strings.CutPrefix(strings.TrimSpace(preference), "wait="); ok {
+			if n, err := strconv.Atoi(text); err == nil && n > 0 {
+				return min(time.Duration(n)*time.Second, caMaxWait)
+			}
+		}
+	}
+	return 0
+}
+
+// state returns the tag of bundle and CRL, when it is another than the client has or its time is over; changed tells which.
+func (a *Authority) state(r *http.Request, wait time.Duration, end <-chan struct{}) (tag string, changed bool) {
+	known := r.Header.Get("If-None-Match")
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
+		next := a.nextChange()
+		d := a.data.Load()
+		sum := digest(d.bundle, d.crl)
+		if tag = `"` + hex.EncodeToString(sum[:16]) + `"`; tag != known {
+			return tag, true
+		}
+		select {
+		case <-next:
+		case <-timer.C:
+			return tag, false
+		case <-r.Context().Done():
+			return tag, false
+		case <-end:
+			return tag, false
+		}
 	}
 }
 

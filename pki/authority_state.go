@@ -169,6 +169,13 @@ func (a *Authority) publish(d *authorityData) {
 	a.changed = make(chan struct{})
 }
 
+// nextChange returns a channel that is closed at the next change of bundle or CRL.
+func (a *Authority) nextChange() <-chan struct{} {
+	a.changedMu.Lock()
+	defer a.changedMu.Unlock()
+	return a.changed
+}
+
 // refresh takes over what another process has changed, and does what is due. It is cheap if there is nothing.
 func (a *Authority) refresh(now time.Time) error {
 	d := a.data.Load()

@@ -71,9 +71,7 @@ func (w workloads) ValidateJWTSVID(_ context.Context, token, audience string) (s
 
 // Bundle returns the roots, the CRLs and the keys of JWT-SVIDs.
 func (w workloads) Bundle() (workloadapi.Bundle, <-chan struct{}) {
-	w.a.changedMu.Lock()
-	changed := w.a.changed // before the look, so that no change is missed
-	w.a.changedMu.Unlock()
+	changed := w.a.nextChange() // before the look, so that no change is missed
 	d := w.a.data.Load()
 	b := workloadapi.Bundle{TrustDomain: "spiffe://" + w.a.trustDomain}
 	for _, root := range d.roots {

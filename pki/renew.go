@@ -185,3 +185,38 @@ func writeIfOther(path string, data []byte) error {
 
 // idURL returns an identity as a URL for a certificate.
 func idURL(id spiffe.ID) (*url.URL, error) { return url.Parse(id.String()) }
+
+// waitForCA asks the CA of the identity in dir for the state of its roots and its CRL, and where that is still tag, waits for
+// a change of it for a minute. It returns the state.
+func waitForCA(ctx context.Context, dir, tag string) (string, error) {
+	_, e, err := openEnrolment(dir)
+	if err != nil {
+		return tag, err
+	}
+	transport := &http.Transport{TLSClientConfig: e.tls.Clone(), ForceAttemptHTTP2: true, TLSHandshakeTimeout: caHandshakeTimeout,
+		MaxResponseHeaderBytes: caMaxHeaderBytes, DisableKeepAlives: true}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport, Timeout: caMaxWait + fetchTimeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	u := url.URL{Scheme: "https", Host: e.addr, Path: crlPath}
+	req, err := http.NewRequestWithContext(ctx, http.MethodHead, u.String(), nil)
+	if err != nil {
+		return tag, err
+	}
+	if tag != "" {
+		req.Header.Set("If-None-Match", tag)
+		req.Header.Set("Prefer", fmt.Sprintf("wait=%d", caMaxWait/time.Second))
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return tag, fmt.Errorf("ask the CA for changes: %w", err)
+	}
+	defer resp.Body.Close()
+	switch resp.StatusCode {
+	case http.StatusNotModified:
+		return tag, nil
+	case http.StatusOK:
+		return resp.Header.Get("ETag"), nil
+	}
+	return tag, fmt.Errorf("ask the CA for changes: it answers %s", resp.Status)
+}

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -51,7 +52,7 @@ func OpenSelfMade(cfg Config, log *slog.Logger) (*Source, error) {
 		return nil, err
 	}
 	s := newSource(log, &Config{Poll: cfg.Poll, Trust: cfg.Trust, State: cfg.State}, func() (*Material, error) { return selfMade(key, time.Now()) })
-	s.renew = s.Reload
+	s.renew = func(context.Context) error { return s.Reload() }
 	return s.start()
 }
 

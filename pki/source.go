@@ -11,26 +11,25 @@ import (
 	"culvert/pki/spiffe"
 )
 
-// renewRetry is how long a failed renewal of a self-made identity waits for the next try.
-const renewRetry = time.Minute
-
 // Source holds the identity of a gateway and keeps it current. All methods may be called at any time from any
 // goroutine.
 type Source struct {
 	// immutable after newSource
 	log      *slog.Logger
-	certFile string                    // for messages, "" if there is none
-	paths    []string                  // the files to look at
-	load     func() (*Material, error) // reads all of it anew; nil in a fixed Source
-	end      func()                    // ends what load depends on; nil: nothing
-	renew    func() error              // makes a new identity if the time has come; nil if that is not for us to do
-	interval time.Duration             // between looks at the files, 0 = never
-	trust    *TrustConfig              // whom to believe besides
-	state    string                    // the folder for fetched bundles
-	fetches  []*bundleFetch            // bundles that are fetched
-	pushed   chan struct{}             // tells watchLoop that load has something new; of one place
-	stop     chan struct{}             // closed by Close
-	done     chan struct{}             // closed when watchLoop has ended
+	certFile string                          // for messages, "" if there is none
+	paths    []string                        // the files to look at
+	load     func() (*Material, error)       // reads all of it anew; nil in a fixed Source
+	end      func()                          // ends what load depends on; nil: nothing
+	renew    func(ctx context.Context) error // makes a new identity in place of one that is due; nil: others do
+	follow   func(ctx context.Context)       // hears of changes elsewhere until ctx ends, and calls push; nil: there are none
+	interval time.Duration                   // between looks at the files, 0 = never
+	trust    *TrustConfig                    // whom to believe besides
+	state    string                          // the folder for fetched bundles
+	fetches  []*bundleFetch                  // bundles that are fetched
+	pushed   chan struct{}                   // tells watchLoop that load has something new; of one place
+	ctx      context.Context                 // ended by Close
+	stop     context.CancelFunc
+	loops    sync.WaitGroup
 
 	current   atomic.Pointer[Material]
 	closeOnce sync.Once
@@ -43,8 +42,9 @@ type Source struct {
 	changedMu sync.Mutex
 	changed   chan struct{} // guarded by changedMu: closed at the next change
 
+	renewals, renewalsFailed atomic.Int64
+
 	// owned by watchLoop
-	renewAt    time.Time // no renewal before it
 	warnedSoon *Material // the material whose coming end was logged
 	warnedOver *Material // the material whose end was logged
 }
@@ -87,8 +87,9 @@ func newSource(log *slog.Logger, cfg *Config, load func() (*Material, error)) *S
 	s := &Source{
 		log: log, certFile: cfg.Cert, paths: cfg.Trust.paths(cfg.State), load: load, interval: cfg.pollInterval(),
 		trust: &cfg.Trust, state: cfg.State, fetches: newFetches(&cfg.Trust, cfg.State, log),
-		pushed: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), changed: make(chan struct{}),
+		pushed: make(chan struct{}, 1), changed: make(chan struct{}),
 	}
+	s.ctx, s.stop = context.WithCancel(context.Background())
 	for _, file := range []string{cfg.Cert, cfg.Key, cfg.Roots} {
 		if file != "" {
 			s.paths = append(s.paths, file)
@@ -105,8 +106,14 @@ func (s *Source) start() (*Source, error) {
 	for _, f := range s.fetches {
 		f.start()
 	}
-	// Close ends it and waits for it.
-	go s.watchLoop()
+	// Close ends these and waits for them.
+	s.loops.Go(s.watchLoop)
+	if s.renew != nil {
+		s.loops.Go(s.renewLoop)
+	}
+	if s.follow != nil {
+		s.loops.Go(func() { s.follow(s.ctx) })
+	}
 	return s, nil
 }
 
@@ -154,7 +161,7 @@ func (s *Source) Close() error {
 		return nil
 	}
 	s.closeOnce.Do(func() {
-		close(s.stop)
+		s.stop()
 		if s.end != nil {
 			s.end()
 		}
@@ -162,7 +169,7 @@ func (s *Source) Close() error {
 			f.close()
 		}
 	})
-	<-s.done
+	s.loops.Wait()
 	return nil
 }
 
@@ -218,7 +225,6 @@ func (s *Source) loadAll() (*Material, error) {
 
 // watchLoop looks at the files until Close.
 func (s *Source) watchLoop() {
-	defer close(s.done)
 	var ticks <-chan time.Time // nil: files are looked at on SIGHUP only
 	if s.interval > 0 {
 		tick := time.NewTicker(s.interval)
@@ -227,14 +233,13 @@ func (s *Source) watchLoop() {
 	}
 	for {
 		select {
-		case <-s.stop:
+		case <-s.ctx.Done():
 			return
 		case <-s.pushed:
 			s.reloadPushed()
 			continue
 		case <-ticks:
 		}
-		s.renewIfDue()
 		s.reloadIfChanged()
 		s.warnOfEnd()
 	}
@@ -267,17 +272,9 @@ func (s *Source) reloadAndLog() {
 	}
 }
 
-// renewIfDue makes a new identity when two thirds of the life of the current one are over. It goes by the
-// wall clock, looked at each tick, as a timer stands still while a laptop sleeps.
-func (s *Source) renewIfDue() {
-	now := time.Now()
-	if s.renew == nil || !renewalDue(s.Current(), now) || now.Before(s.renewAt) {
-		return
-	}
-	s.renewAt = now.Add(renewRetry)
-	if err := s.renew(); err != nil {
-		s.log.Error("identity cannot be renewed", "id", s.ID().String(), "not_after", s.Current().NotAfter, "err", err)
-	}
+// Renewals returns how often the identity was renewed, and how often that has failed, where it is for this process to do.
+func (s *Source) Renewals() (renewed, failed int64) {
+	return s.renewals.Load(), s.renewalsFailed.Load()
 }
 
 // warnOfEnd logs, once for each material, that less than a tenth of its life is left, and that it is over.
@@ -292,10 +289,4 @@ func (s *Source) warnOfEnd() {
 		s.warnedSoon = m
 		s.log.Warn("identity expires soon and no newer one is in place", "id", m.ID.String(), "not_after", m.NotAfter)
 	}
-}
-
-// renewalDue reports whether two thirds of the life of m are over.
-func renewalDue(m *Material, now time.Time) bool {
-	life := m.NotAfter.Sub(m.NotBefore)
-	return now.After(m.NotBefore.Add(life / 3 * 2))
 }

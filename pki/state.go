@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -16,9 +17,9 @@ import (
 )
 
 const (
-	// identityTTL is how long a self-made identity is valid. It is renewed after two thirds, so a full disk or a
-	// wrong owner leaves two days to mend.
-	identityTTL = 7 * 24 * time.Hour
+	// identityTTL is how long a self-made identity is valid: no longer than those of hosts that join its CA, which is here
+	// and makes a new one at any time.
+	identityTTL = DefaultIssueTTL
 
 	stateTrustDomain = "cluster.local" // Istio's default
 	stateNamespace   = "default"
@@ -39,11 +40,11 @@ type state struct {
 // with everything but letters, digits, "-" and "." replaced. dir is made with mode 0700 and the files with 0600; a
 // folder or key that others can write or read is refused with a *ConfigError.
 //
-// The identity is valid for 7 days and renewed, with a new key, after two thirds of that, while the gateway runs
+// The identity is valid for an hour and renewed, with the same key, after half of that, while the gateway runs
 // or when it starts. It keeps its name when host changes later; remove identity.pem and identity.key to take the
-// new one. A damaged or expired identity is made anew; a CA never is, except that a missing ca.pem is made again
-// from ca.key. Without ca.key (the host joined the CA of another) the identity is used as it is and its files are
-// followed.
+// new one, and a new key. A damaged or expired identity is made anew; a CA never is, except that a missing ca.pem is
+// made again from ca.key. Without ca.key the host has joined the CA of another: that one renews the identity, and its
+// roots and its revocation list are followed.
 //
 // Processes that share dir lock it (flock) while they write and share the identity. OpenState blocks for the lock
 // for at most ten seconds. Close ends the Source.
@@ -54,6 +55,7 @@ func OpenState(dir, host string, log *slog.Logger) (*Source, error) {
 func openKept(cfg Config, host string, log *slog.Logger) (*Source, error) {
 	st := newState(cfg.State, host, log)
 	st.cfg.Trust, st.cfg.State, st.cfg.Poll = cfg.Trust, cfg.State, cfg.Poll
+	st.cfg.Trust.kept = filepath.Join(st.dir, crlFile)
 	return st.open()
 }
 
@@ -69,8 +71,15 @@ func (st *state) open() (*Source, error) {
 		return nil, err
 	}
 	s := newSource(st.log, &st.cfg, st.load)
-	if exists(filepath.Join(st.dir, caKeyFile)) {
-		s.renew = st.renew
+	switch {
+	case exists(filepath.Join(st.dir, caKeyFile)):
+		s.renew = func(context.Context) error { return st.renew() }
+	case Joined(st.dir):
+		s.renew = func(ctx context.Context) error {
+			_, err := Renew(ctx, st.dir)
+			return err
+		}
+		s.follow = func(ctx context.Context) { follow(ctx, st.dir, s.push, st.log) }
 	}
 	return s.start()
 }
@@ -140,17 +149,34 @@ func (st *state) issue(ca *CA, old *Material, why error) error {
 	if why != nil && exists(st.cfg.Cert) {
 		st.log.Warn("kept identity cannot be used, making a new one", "id", id.String(), "err", why)
 	}
-	cert, key, err := ca.Issue(id, identityTTL)
-	if err != nil {
-		return err
-	}
-	if err := WriteIdentity(st.cfg.Cert, st.cfg.Key, cert, key); err != nil {
+	if err := st.write(ca, id); err != nil {
 		return err
 	}
 	if old == nil {
 		st.log.Info("identity made", "id", id.String(), "file", st.cfg.Cert)
 	}
 	return nil
+}
+
+// write issues a certificate for the kept key, or for a new one where there is none that will do, and puts both in place.
+func (st *state) write(ca *CA, id spiffe.ID) error {
+	in := input{field: "key", file: st.cfg.Key, secret: true}
+	if _, err := in.read(); err == nil {
+		if key, err := parseKey(&in); err == nil {
+			if _, err := keyID(key.Public()); err == nil { // of a kind that names and addresses are made of
+				der, err := ca.certify(id, identityTTL, nil, key.Public(), nil)
+				if err != nil {
+					return fmt.Errorf("issue %s: %w", id, err)
+				}
+				return writeFile(st.cfg.Cert, encodeCert(der))
+			}
+		}
+	}
+	cert, key, err := ca.Issue(id, identityTTL)
+	if err != nil {
+		return err
+	}
+	return WriteIdentity(st.cfg.Cert, st.cfg.Key, cert, key)
 }
 
 // identity returns the name to issue for: that of the kept certificate, whatever its state, if the CA may sign it,

@@ -53,7 +53,7 @@ func TestOpenStateFirstStart(t *testing.T) {
 	if want := "spiffe://cluster.local/ns/default/sa/node-1.example.org"; m.ID.String() != want {
 		t.Errorf("ID = %s, want %s", m.ID, want)
 	}
-	if life := m.NotAfter.Sub(m.NotBefore); life < 24*time.Hour || life > 30*24*time.Hour || len(m.warnings) > 0 {
+	if life := m.NotAfter.Sub(m.NotBefore); life < time.Hour || life > 2*time.Hour || len(m.warnings) > 0 {
 		t.Errorf("valid for %v, warnings %q", life, m.warnings)
 	}
 	if runtime.GOOS != "windows" {
@@ -318,7 +318,7 @@ func TestOpenStateJoined(t *testing.T) {
 	<-changed
 }
 
-// In synthetic time: an identity is renewed after two thirds of its life, keeps its name, takes a new key, and
+// In synthetic time: an identity is renewed after half of its life, and some, keeps its name and its key, and
 // a connection that was there before is not dropped.
 func TestIdentityIsRenewed(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
@@ -339,11 +339,11 @@ func TestIdentityIsRenewed(t *testing.T) {
 			<-changed
 			next := src.Current()
 			age := time.Since(first.NotBefore)
-			if life := first.NotAfter.Sub(first.NotBefore); age < life*2/3 || age > life*2/3+2*time.Hour {
+			if life := first.NotAfter.Sub(first.NotBefore); age < life/2 || age > life*6/10+time.Minute {
 				t.Errorf("renewed at the age of %v of %v", age, life)
 			}
 			if next.ID != first.ID || next.chain[0].SerialNumber.Cmp(first.chain[0].SerialNumber) == 0 ||
-				bytes.Equal(next.chain[0].RawSubjectPublicKeyInfo, first.chain[0].RawSubjectPublicKeyInfo) {
+				!bytes.Equal(next.chain[0].RawSubjectPublicKeyInfo, first.chain[0].RawSubjectPublicKeyInfo) {
 				t.Errorf("renewed %s to %s", first, next)
 			}
 			handshakeInMemory(t, server, client)
@@ -385,8 +385,8 @@ func TestFailedRenewalIsRetried(t *testing.T) {
 		life := src.Current().NotAfter.Sub(src.Current().NotBefore)
 		time.Sleep(time.Until(src.Current().NotBefore.Add(life*2/3 + 10*time.Minute)))
 		synctest.Wait()
-		if got := l.count("identity cannot be renewed"); got < 9 || got > 11 {
-			t.Errorf("logged %d times in ten minutes, want about once a minute", got)
+		if got := l.count("identity cannot be renewed"); got < 9 || got > 40 {
+			t.Errorf("logged %d times, want soon and then about once a minute", got)
 		}
 		if err := os.Chmod(filepath.Join(dir, caKeyFile), 0o600); err != nil {
 			t.Fatal(err)
@@ -404,7 +404,7 @@ func TestRemovedStateIsNotMadeAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	src.reloadIfChanged()
-	if err := src.renew(); err == nil {
+	if err := src.renew(t.Context()); err == nil {
 		t.Error("a renewal without a CA = nil error")
 	}
 	if err := src.Reload(); err == nil || src.Current() != before || exists(dir) {

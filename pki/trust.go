@@ -41,6 +41,8 @@ type TrustConfig struct {
 	// Keys are files with self-made keys that are identities without a CA: lines of `key:NAME`, or of SSH's
 	// authorized_keys, whose options from= and expiry-time= hold.
 	Keys []string `yaml:"keys"`
+
+	kept string // the list of the CA in the state folder, which may be missing; "": none
 }
 
 // DomainConfig is another trust domain.
@@ -63,7 +65,7 @@ const (
 
 // IsZero reports whether c trusts nobody else and revokes nothing.
 func (c *TrustConfig) IsZero() bool {
-	return len(c.Domains)+len(c.Aliases)+len(c.CRLs)+len(c.Keys) == 0 && c.StaleCRL == ""
+	return len(c.Domains)+len(c.Aliases)+len(c.CRLs)+len(c.Keys) == 0 && c.StaleCRL == "" && c.kept == ""
 }
 
 // Validate reports all problems that can be seen without reading a file, joined; each is a *ConfigError.
@@ -130,6 +132,9 @@ func (c *TrustConfig) paths(dir string) []string {
 	for i := range c.Domains {
 		list = append(list, c.Domains[i].file(dir))
 	}
+	if c.kept != "" {
+		list = append(list, c.kept)
+	}
 	return slices.Concat(list, c.CRLs, c.Keys)
 }
 
@@ -167,6 +172,9 @@ func loadTrust(c *TrustConfig, dir string, now time.Time) (*trust, error) {
 	}
 	for i, file := range c.CRLs {
 		read(fmt.Sprintf("crls[%d]", i), file, t.revoked.add)
+	}
+	if c.kept != "" && exists(c.kept) {
+		read("crls", c.kept, t.revoked.add)
 	}
 	for i, file := range c.Keys {
 		read(fmt.Sprintf("keys[%d]", i), file, t.pin)
