@@ -79,7 +79,7 @@ portable: ## what is not Linux-only must build elsewhere, tests included
 	@CGO_ENABLED=0 GOOS=darwin $(GO) vet ./...
 	@CGO_ENABLED=0 GOARCH=386 $(GO) vet ./...
 
-conformance: setup ## h2spec and the foreign peers (curl, nghttp, nghttpx, Envoy, Node, grpc-go) only
+conformance: setup ## h2spec and the foreign peers (curl, nghttp, nghttpx, Envoy, Node, grpc-go, Pebble) only
 	@$(SUITE) .build/conformance.json -- -vet=off -count=1 -timeout $(TIMEOUT) -run '$(FOREIGN)' $(PKG)
 	@.ci/noskip .build/conformance.json
 

@@ -60,6 +60,7 @@ var repoHomes = []struct {
 	homes   []string
 }{
 	{"github.com/quic-go", []string{"h3"}},
+	{"golang.org/x/crypto/acme", []string{"pki/acme"}},
 	{"golang.org/x/crypto/ssh", []string{"tunnel/ssh", "pki/sshkeys"}},
 	{"github.com/nats-io", []string{"push/jetstream", "push/cloudevents"}},
 	{"github.com/envoyproxy", []string{"push/xds", "policy/extauthz"}},

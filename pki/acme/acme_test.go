@@ -23,11 +23,8 @@ import (
 	"culvert/tunnel/tunneltest/memnet"
 )
 
-// TestMain checks that no test left a goroutine, and is the other process of TestNetnsDiskFull.
+// TestMain checks that no test left a goroutine.
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(diskFullEnv); dir != "" {
-		os.Exit(diskFullProcess(dir))
-	}
 	before := runtime.NumGoroutine()
 	code := m.Run()
 	if code == 0 && flag.Lookup("test.fuzz").Value.String() == "" {

@@ -97,6 +97,9 @@ func (m *Manager) follow(ctx context.Context) (unlock func()) {
 
 // takeOver reads what the process before has left.
 func (m *Manager) takeOver() {
+	if err := m.store.sweep(); err != nil {
+		m.log.Warn("files of a write that was not finished cannot be removed", "err", err)
+	}
 	if err := m.orders.load(); err != nil {
 		m.log.Warn("the count of orders is lost and begins anew", "err", err)
 	}

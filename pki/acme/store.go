@@ -21,6 +21,8 @@ const (
 	// maxReadableName is the longest name that is part of a file's name; with what is around it stays below the 255
 	// bytes that file systems take. Longer ones go by their hash.
 	maxReadableName = 180
+	// newFiles are those that are being written.
+	newFiles = ".new-*"
 	// folderHashBytes tells folders of directories at one host apart.
 	folderHashBytes = 6
 )
@@ -72,6 +74,15 @@ func (s store) certPath(name string) string {
 		name = hex.EncodeToString(hash[:])
 	}
 	return filepath.Join(s.dir, "cert-"+name+".pem")
+}
+
+// sweep removes what a process left behind that ended while it wrote. The caller holds the lock.
+func (s store) sweep() error {
+	left, err := filepath.Glob(filepath.Join(s.dir, newFiles))
+	for _, path := range left {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
 }
 
 // keptFile is a certificate that was read from its file.
@@ -136,7 +147,7 @@ func writeFile(path string, data []byte) (err error) {
 		}
 	}()
 	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, ".new-*") // mode 0600, and never a file or link that exists
+	f, err := os.CreateTemp(dir, newFiles) // mode 0600, and never a file or link that exists
 	if err != nil {
 		return err
 	}
