@@ -260,9 +260,9 @@ func TestRetryAfterOfTheCAIsKept(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
-				limited := true
+
 				w.ca.hook = func(rw http.ResponseWriter, step, _ string) bool {
-					if step != "order" || !limited {
+					if step != "order" {
 						return false
 					}
 					rw.Header().Set("Retry-After", tc.value)
@@ -280,7 +280,7 @@ func TestRetryAfterOfTheCAIsKept(t *testing.T) {
 				if n := w.ca.count("order"); n != 1 {
 					t.Errorf("%d requests for an order, want 1", n)
 				}
-				limited = false
+				w.ca.set(func() { w.ca.hook = nil })
 				sleep(tc.want*6/5 + time.Minute)
 				mustCert(t, m, alpha)
 			})

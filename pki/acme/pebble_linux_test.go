@@ -403,29 +403,29 @@ func TestForeignPebbleRestart(t *testing.T) {
 func TestForeignPebbleRenewal(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	p := s.startPebble(pebbleConfig{validity: 9, env: []string{"PEBBLE_AUTHZREUSE=0"}})
+	p := s.startPebble(pebbleConfig{validity: 15, env: []string{"PEBBLE_AUTHZREUSE=0"}})
 	cfg := p.config("a.example")
 	cfg.Profile = "short"
 	m, _ := s.open(cfg)
 	first := hasCert(t, m, "a.example")
-	if life := first.NotAfter.Sub(first.NotBefore); life > 10*time.Second {
+	if life := first.NotAfter.Sub(first.NotBefore); life > 20*time.Second {
 		t.Fatalf("the certificate lives %v, want it to be the short profile's", life)
 	}
 	roots := p.caRoots()
 	failed := s.failed.Load()
 	renewals, last := 0, first
-	within(t, "two renewals", func() error {
+	within(t, "a renewal", func() error {
 		chain, err := s.handshake("a.example", roots)
 		if err != nil {
 			t.Fatalf("handshake during a renewal: %v", err)
 		}
 		if !chain[0].Equal(last) {
 			renewals, last = renewals+1, chain[0]
-			if chain[0].NotBefore.After(first.NotAfter) && renewals == 1 {
+			if chain[0].NotBefore.After(first.NotAfter) {
 				t.Error("the renewal came after the end")
 			}
 		}
-		if renewals < 2 {
+		if renewals < 1 {
 			return fmt.Errorf("%d renewals", renewals)
 		}
 		return nil
