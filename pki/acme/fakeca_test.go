@@ -279,7 +279,7 @@ func (ca *fakeCA) serve(w http.ResponseWriter, step string, n int, protected, pa
 func (ca *fakeCA) serveAccount(w http.ResponseWriter, n int, crv, kty, x, y string, payload []byte) {
 	var req struct{ Contact []string }
 	_ = json.Unmarshal(payload, &req)
-	code := http.StatusOK
+	code, found := http.StatusOK, n == 0
 	if n == 0 {
 		hash := sha256.Sum256(fmt.Appendf(nil, `{"crv":%q,"kty":%q,"x":%q,"y":%q}`, crv, kty, x, y))
 		thumb := base64.RawURLEncoding.EncodeToString(hash[:])
@@ -288,7 +288,7 @@ func (ca *fakeCA) serveAccount(w http.ResponseWriter, n int, crv, kty, x, y stri
 			ca.accounts[thumb] = n
 		}
 	}
-	if len(req.Contact) > 0 {
+	if len(req.Contact) > 0 && (code == http.StatusCreated || !found) { // RFC 8555, section 7.3.1: an account that is found stays as it is
 		ca.emails[n] = req.Contact[0]
 	}
 	w.Header().Set("Location", fmt.Sprintf("%s/account/%d", ca.url, n))

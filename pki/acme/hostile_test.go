@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"fmt"
 	"io"
 	"math/big"
 	"net/http"
@@ -419,6 +420,28 @@ func TestNameThatHangsDoesNotHoldOthers(t *testing.T) {
 		mustCert(t, m, beta)
 		if !status(t, m, "hangs.example").NextTry.IsZero() {
 			t.Error("the name that hangs is not under way")
+		}
+	})
+}
+
+// However many names there are, only so many are at work.
+func TestOrdersAtOnceAreBounded(t *testing.T) {
+	inWorld(t, func(w *world) {
+		for i := range 3 * maxAtWork {
+			w.cfg.Names = append(w.cfg.Names, fmt.Sprintf("n%d.example", i))
+		}
+		w.ca.hook = atStep("challenge", says(map[string]string{"type": TLSALPN01}))
+		m := w.open()
+		defer m.Close()
+		most := 0
+		for range 10 * 60 {
+			sleep(time.Second)
+			m.answers.mu.Lock()
+			most = max(most, len(m.answers.alpn))
+			m.answers.mu.Unlock()
+		}
+		if most != maxAtWork {
+			t.Errorf("%d orders at once, want %d", most, maxAtWork)
 		}
 	})
 }

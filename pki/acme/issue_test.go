@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	xacme "golang.org/x/crypto/acme"
@@ -28,7 +29,7 @@ func TestIssueByEachChallenge(t *testing.T) {
 				defer m.Close()
 				wantNoCert(t, m, beta, NotIssued)
 				changed := m.Changed()
-				sleep(10 * time.Second)
+				sleep(idleTimeout / 2)
 				<-changed
 				a, b := mustCert(t, m, "ALPHA.example"), mustCert(t, m, beta)
 				if pubA, pubB := fmt.Sprint(a.PublicKey), fmt.Sprint(b.PublicKey); pubA == pubB {
@@ -50,6 +51,11 @@ func TestIssueByEachChallenge(t *testing.T) {
 				checkModes(t, w.store())
 				if text := w.logs.String(); strings.Contains(text, "PRIVATE KEY") || w.logs.count("certificate issued") != 2 || w.logs.count(w.ca.url+"/terms") != 1 {
 					t.Errorf("log %s, want two certificates and the terms once", text)
+				}
+				m.Close()
+				synctest.Wait()
+				if n := len(w.net.Open()); n != 0 {
+					t.Errorf("%d connections are open after Close", n)
 				}
 			})
 		})
@@ -254,6 +260,7 @@ func TestRetryAfterOfTheCAIsKept(t *testing.T) {
 		{"seconds", "7200", 2 * time.Hour},
 		{"a date", time.Date(2000, 1, 1, 3, 0, 0, 0, time.UTC).Format(http.TimeFormat), 3 * time.Hour},
 		{"too long", "99999999", maxRetryAfter},
+		{"a date far away", time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC).Format(http.TimeFormat), maxRetryAfter},
 		{"none", "", time.Minute},
 		{"nonsense", "soon", time.Minute},
 		{"negative", "-5", time.Minute},
@@ -594,6 +601,19 @@ func TestNewEmailIsToldOnce(t *testing.T) {
 		}
 		if n := w.ca.count("account"); n != 2 {
 			t.Errorf("%d requests for the account, want one to make it and one for the new address", n)
+		}
+		// An account that the CA has and whose file has lost its URL is found again, and may have another address there.
+		file := w.store().accountPath()
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeTestFile(t, file, []byte(string(data[:strings.Index(string(data), `"url"`)])+`"url": ""}`))
+		w.ca.set(func() { w.ca.emails[1] = "mailto:other@example.com" })
+		w.cfg.Names = []string{beta}
+		w.open().closeAfter(10 * time.Second)
+		if got := w.ca.emails[1]; got != "mailto:new@example.com" || len(w.ca.accounts) != 1 {
+			t.Errorf("%d accounts with contact %q, want one with ours", len(w.ca.accounts), got)
 		}
 	})
 }
