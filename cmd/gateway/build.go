@@ -26,6 +26,7 @@ type parts struct {
 	counts   *counts
 	names    *resolver
 	asked    *extauthz.Set
+	tokens   *tokens
 	admin    *admin       // nil without an admin address
 	adminAt  net.Listener // where admin is served
 }
@@ -60,26 +61,11 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 		return nil, err
 	}
 	b.asked = b.newAuthorizers()
+	if err := b.openTokens(cfg, p); err != nil {
+		return nil, err
+	}
 	cfg.Config.Reserved = b.reserved()
-	b.tunnel, err = tunnel.New(&cfg.Config, tunnel.Env{ // policy, hops, routes
-		Log:       log.Logger,
-		Self:      b.identity.self,
-		ServerTLS: b.identity.serverTLS,
-		ClientTLS: b.identity.clientTLS,
-		Identify:  b.identity.identify,
-		Doubt:     b.identity.doubt,
-		H2:        h2.Config{Logger: log.Logger},
-		Budget:    b.budget,
-		Listen: func(_ context.Context, socket tunnel.Socket) (net.Listener, error) {
-			return s.listen(socket)
-		},
-		ListenPacket: func(_ context.Context, socket tunnel.Socket) (*net.UDPConn, error) {
-			return s.listenPacket(socket)
-		},
-		DNS:    func(string) tunnel.Service { return b.names },
-		NameOf: b.names.nameOf,
-		Ask:    b.asked.Ask,
-	})
+	b.tunnel, err = tunnel.New(&cfg.Config, b.env()) // policy, hops, routes
 	if err != nil {
 		return nil, err
 	}
@@ -101,6 +87,31 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 	return b, nil
 }
 
+// env is what the tunnel gets of the parts around it.
+func (b *parts) env() tunnel.Env {
+	return tunnel.Env{
+		Log:       b.log.Logger,
+		Self:      b.identity.self,
+		ServerTLS: b.identity.serverTLS,
+		ClientTLS: b.identity.clientTLS,
+		Identify:  b.identity.identify,
+		Doubt:     b.identity.doubt,
+		H2:        h2.Config{Logger: b.log.Logger},
+		Budget:    b.budget,
+		Listen: func(_ context.Context, socket tunnel.Socket) (net.Listener, error) {
+			return b.sockets.listen(socket)
+		},
+		ListenPacket: func(_ context.Context, socket tunnel.Socket) (*net.UDPConn, error) {
+			return b.sockets.listenPacket(socket)
+		},
+		DNS:    func(string) tunnel.Service { return b.names },
+		NameOf: b.names.nameOf,
+		Ask:    b.asked.Ask,
+
+		VerifyToken: b.tokens.verify,
+	}
+}
+
 // openNames makes what answers questions for names. Its own questions are flows of the tunnel.
 func (b *parts) openNames(cfg *Config) error {
 	b.names = &resolver{dial: func(ctx context.Context, listener, network, address string) (net.Conn, error) {
@@ -111,6 +122,19 @@ func (b *parts) openNames(cfg *Config) error {
 		return err
 	}
 	b.names.swap(server, cfg)
+	return nil
+}
+
+// openTokens makes what verifies tokens. The keys of issuers are fetched by connections that are marked as the gateway's own.
+func (b *parts) openTokens(cfg *Config, p *places) error {
+	b.tokens = &tokens{log: b.log.Logger, pinned: b.identity.pinned, dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		return b.tunnel.DialOwn(ctx, network, addr)
+	}}
+	v, err := b.tokens.prepare(cfg)
+	if err != nil {
+		return tokenFaults(cfg, p, err)
+	}
+	b.tokens.swap(v)
 	return nil
 }
 
@@ -142,7 +166,7 @@ func (b *parts) serveAdmin() {
 		return
 	}
 	if b.admin == nil {
-		metrics := newMetrics(b.tunnel.Stats, b.identity, b.budget, b.counts, b.names, b.asked)
+		metrics := newMetrics(b.tunnel.Stats, b)
 		b.admin = newAdmin(metrics, b.flows, b.log.Logger)
 		b.admin.expired = b.identity.expired
 	}
@@ -177,6 +201,9 @@ func (b *parts) close() {
 	}
 	if b.asked != nil {
 		b.asked.Close() // nobody asks any more
+	}
+	if b.tokens != nil {
+		b.tokens.swap(nil)
 	}
 	b.closeAdmin()
 	if b.identity != nil {

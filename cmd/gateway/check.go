@@ -95,6 +95,7 @@ func checkPolicies(cfg *Config, f *faults) {
 	}
 	cfg.policies = readPoliciesBy(cfg.Policy.Files, f, read)
 	cfg.policies.compile(policy.Config{Authorizers: cfg.Policy.Authorizers})
+	cfg.policies.checkTokens(cfg)
 	cfg.policies.into(&cfg.Policy)
 }
 

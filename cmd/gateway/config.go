@@ -10,6 +10,7 @@ import (
 
 	"culvert/capture/names"
 	"culvert/pki"
+	"culvert/pki/jwt"
 	"culvert/policy/extauthz"
 	"culvert/tunnel"
 )
@@ -27,6 +28,8 @@ type Config struct {
 	Identity pki.Config `yaml:"identity"`
 	// Trust says whose identities are believed besides those of the own trust domain, and which are not any more.
 	Trust pki.TrustConfig `yaml:"trust"`
+	// Tokens says whose tokens (JWT) that come with requests are believed. Those of RequestAuthentications are too.
+	Tokens jwt.Config `yaml:"tokens"`
 	// What follows in the file is the path of flows: listeners, hops, workloads, routes, policy, timeouts.
 	tunnel.Config `yaml:",inline"`
 	// Authorizers are those outside that rules of action `ask` (CUSTOM of Istio's) can name, at most 64: servers of Envoy's
@@ -109,6 +112,13 @@ func (c *Config) resolvePaths(dir string) {
 		d := &c.Trust.Domains[i]
 		if paths = append(paths, &d.Roots); !strings.Contains(d.Bundle, "://") {
 			paths = append(paths, &d.Bundle)
+		}
+	}
+	for i := range c.Tokens.Issuers {
+		is := &c.Tokens.Issuers[i]
+		paths = append(paths, &is.JWKSFile, &is.CAFile, &is.TokenFile)
+		for j := range is.Keys {
+			paths = append(paths, &is.Keys[j].File)
 		}
 	}
 	for _, list := range [][]string{c.Trust.CRLs, c.Trust.Keys} {

@@ -302,6 +302,8 @@ func importDir(dir, pkg string) string {
 		pkg = "capture/names"
 	case "extauthz":
 		pkg = "policy/extauthz"
+	case "jwt":
+		pkg = "pki/jwt"
 	}
 	return filepath.Join("../..", pkg)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -66,6 +67,9 @@ func (i *identity) clientTLS(hop *tunnel.Hop) *tls.Config {
 func (i *identity) identify(cs *tls.ConnectionState, at netip.Addr) (spiffe.ID, error) {
 	return i.current.Load().Identify(cs, at)
 }
+
+// pinned is jwt.Env.PinnedKey.
+func (i *identity) pinned(name string) crypto.PublicKey { return i.current.Load().PinnedKey(name) }
 
 // doubt is tunnel.Env.Doubt.
 func (i *identity) doubt(certs []*x509.Certificate, server bool) error {

@@ -27,6 +27,7 @@ type collector struct {
 	counts *counts
 	names  *resolver
 	asked  *extauthz.Set
+	tokens *tokens
 
 	asks     *prometheus.Desc
 	askTime  *prometheus.Desc
@@ -47,9 +48,9 @@ type plainMetric struct {
 }
 
 // newMetrics returns a registry with everything that /metrics shows.
-func newMetrics(stats func() tunnel.Stats, id *identity, budget *h2.Budget, n *counts, names *resolver, asked *extauthz.Set) *prometheus.Registry {
+func newMetrics(stats func() tunnel.Stats, b *parts) *prometheus.Registry {
 	c := &collector{
-		stats: stats, id: id, budget: budget, counts: n, names: names, asked: asked,
+		stats: stats, id: b.identity, budget: b.budget, counts: b.counts, names: b.names, asked: b.asked, tokens: b.tokens,
 		asks:     describe("asks_total", "Flows that an authorizer had to allow, by what came of it; all but allowed were refused.", "authorizer", "result"),
 		askTime:  describe("ask_seconds_total", "Time that answers of an authorizer have taken.", "authorizer"),
 		asking:   describe("asks_in_flight", "Questions to an authorizer that are under way.", "authorizer"),
@@ -86,6 +87,18 @@ func (c *collector) counters() {
 	add("dial_failures_total", "Connections to destinations that failed.", func(s *tunnel.Stats) int64 { return s.DialFailures })
 	add("transport_dials_total", "Connections to hops, tried.", func(s *tunnel.Stats) int64 { return s.TransportDials })
 	add("transport_failures_total", "Connections to hops that failed.", func(s *tunnel.Stats) int64 { return s.TransportFailures })
+	add("identity_renewals_total", "Renewals of this gateway's certificate, where that is its own to do.", func(*tunnel.Stats) int64 {
+		n, _ := c.id.current.Load().Renewals()
+		return n
+	})
+	add("identity_renewal_failures_total", "Renewals that failed and are tried again; see identity_not_after_seconds for how long there is.", func(*tunnel.Stats) int64 {
+		_, n := c.id.current.Load().Renewals()
+		return n
+	})
+	add("token_hits_total", "Tokens of requests that had been verified before.", func(*tunnel.Stats) int64 { return c.tokens.stats().Hits })
+	add("token_verifications_total", "Signatures of tokens that were checked, good or bad.", func(*tunnel.Stats) int64 { return c.tokens.stats().Verified })
+	add("issuer_refreshes_total", "Times that the keys of an issuer were read, the failed ones included.", func(*tunnel.Stats) int64 { return c.tokens.refreshes.Load() })
+	add("issuer_refresh_failures_total", "Times that the keys of an issuer could not be read.", func(*tunnel.Stats) int64 { return c.tokens.refreshesFailed.Load() })
 	add("retries_total", "Tunnels asked for again because a hop had not processed the request.", func(s *tunnel.Stats) int64 { return s.Retries })
 	add("abandoned_total", "Requests whose app went away and that were left to end by themselves.", func(s *tunnel.Stats) int64 { return s.Abandoned })
 	add("limit_waits_total", "Times that bytes had to wait for a limit of policy.", func(s *tunnel.Stats) int64 { return s.LimitWaits })

@@ -30,7 +30,9 @@ func TestMetricNames(t *testing.T) {
 	}
 	resolver := new(resolver)
 	resolver.swap(must(resolver.newNames(new(Config))), new(Config))
-	r := newMetrics(stats, newIdentity(pki.Fixed(material)), h2.NewBudget(1<<20), new(counts), resolver, asked)
+	r := newMetrics(stats, &parts{
+		identity: newIdentity(pki.Fixed(material)), budget: h2.NewBudget(1 << 20), counts: new(counts), names: resolver, asked: asked, tokens: new(tokens),
+	})
 	families, err := r.Gather()
 	if err != nil {
 		t.Fatal(err)

@@ -55,6 +55,11 @@ func (m *manager) tryReload(ctx context.Context) error {
 		undo()
 		return err
 	}
+	verifier, err := m.tokens.prepare(cfg)
+	if err != nil {
+		undo()
+		return tokenFaults(cfg, p, err)
+	}
 	before := m.adminAt
 	m.adminAt = moved
 	cfg.Config.Reserved = m.reserved()
@@ -67,9 +72,11 @@ func (m *manager) tryReload(ctx context.Context) error {
 			_ = moved.Close() // nothing was served on it
 		}
 		m.adminAt = before
+		m.tokens.drop(verifier)
 		undo()
 		return asFaults(cfg, p, err)
 	}
+	m.tokens.swap(verifier)
 	m.names.swap(server, cfg)
 	if moved != before {
 		if before != nil {

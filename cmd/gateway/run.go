@@ -121,11 +121,14 @@ func (m *manager) loop(ctx context.Context) error {
 	}
 	changed := m.identity.changed()
 	for {
+		withdrawn := m.tokens.changed()
 		select {
 		case <-ctx.Done():
 			return m.drain(ctx.Err().Error(), alive.C)
 		case <-changed:
 			changed = m.recheck()
+		case <-withdrawn:
+			m.tunnel.Recheck()
 		case s := <-m.signals:
 			switch s {
 			case syscall.SIGUSR2:

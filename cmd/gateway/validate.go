@@ -11,6 +11,7 @@ import (
 	"culvert/capture"
 	"culvert/capture/names"
 	"culvert/pki"
+	"culvert/pki/jwt"
 	"culvert/policy"
 	"culvert/policy/extauthz"
 	"culvert/tunnel"
@@ -39,6 +40,7 @@ func validate(cfg *Config, p *places, f *faults) {
 	v.process()
 	v.join("identity", cfg.Identity.Validate())
 	v.join("", cfg.Trust.Validate())
+	v.join("tokens", cfg.Tokens.Validate())
 	v.admin()
 	if len(cfg.Listeners) == 0 && p.file != "" {
 		v.note("listeners", "there are no listeners, so nothing would ever come in; add one, such as {name: apps, kind: socks5, address: 127.0.0.1:1080}")
@@ -74,6 +76,7 @@ func (v *validator) join(path string, err error) {
 		return
 	}
 	var identity *pki.ConfigError
+	var token *jwt.ConfigError
 	var field *capture.FieldError
 	var entry *policy.EntryError
 	var dns *names.FieldError
@@ -86,6 +89,11 @@ func (v *validator) join(path string, err error) {
 		}
 		if identity.File != "" { // the place says which field it is
 			what = strings.TrimPrefix(what, identity.Field+" ")
+		}
+	case errors.As(err, &token):
+		path, what = path+"."+token.Field, token.What
+		if token.Err != nil {
+			what += ": " + token.Err.Error()
 		}
 	case errors.As(err, &field):
 		path += "." + field.Field
