@@ -52,6 +52,16 @@ func (s *Source) Doubt(certs []*x509.Certificate, server bool) error {
 	return verifyPeer(s.Current(), certs, x509.ExtKeyUsageClientAuth, nil, time.Now())
 }
 
+// Neighbour allows servers of the own trust domain, under whichever of its names (trust.aliases), and namespace: it is for
+// ClientTLS.
+func (s *Source) Neighbour(peer spiffe.ID) error {
+	m := s.Current()
+	if t := m.trust; t != nil && t.aliases[peer.TrustDomain()] && peer.Namespace() != "" && peer.Namespace() == m.ID.Namespace() {
+		return nil
+	}
+	return SameNamespace(s.ID)(peer)
+}
+
 // SameNamespace returns a function for ServerTLS and ClientTLS that allows peers of the trust domain and
 // namespace of self, which is asked each time. If self is in no namespace, nobody is allowed.
 func SameNamespace(self func() spiffe.ID) func(spiffe.ID) error {

@@ -37,7 +37,7 @@ type Config struct {
 	// TrustDomainAliases are other names of this gateway's trust domain, such as the one it had before: a principal of a rule
 	// or of Allow that is written with one of them is meant for all of them. The default policy knows only the own
 	// trust domain. In policies of Istio "cluster.local" is such a name without being listed here. Default: none.
-	TrustDomainAliases []string `yaml:"trustDomainAliases"`
+	TrustDomainAliases []string `yaml:"-"`
 
 	// Files are files of policies: rules of this gateway's own, and AuthorizationPolicies, PeerAuthentications and
 	// RequestAuthentications of Istio as `kubectl get -o yaml` prints them. `gateway policy check FILE` says what is wrong with one. A changed file is read
@@ -105,7 +105,7 @@ func Compile(c Config) (*Policy, error) {
 }
 
 func compileAllow(c *Config) (*Policy, []error) {
-	p := &Policy{entries: len(c.Allow), exact: make(map[spiffe.ID]Decision)}
+	p := &Policy{entries: len(c.Allow), exact: make(map[spiffe.ID]Decision), aliases: c.TrustDomainAliases}
 	var faults []error
 	for i, td := range c.TrustDomainAliases {
 		if spiffe.CheckTrustDomain(td) != nil {

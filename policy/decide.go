@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -95,6 +96,7 @@ type Policy struct {
 	entries  int                    // how many allow entries there are, for the reasons of refusals
 	exact    map[spiffe.ID]Decision // entries that name one identity
 	patterns []pattern              // entries with a wildcard, in the order of the configuration
+	aliases  []string               // other names of the own trust domain
 	anyone   Decision               // the entry "any"; Allow is false when there is none
 	rules    *snapshot              // nil: none
 	peers    []PeerRule             // the narrowest first
@@ -157,7 +159,7 @@ func (p *Policy) decideWithout(r *Request) Decision {
 			Reason: `the peer has no authenticated identity; it must show a client certificate with a SPIFFE ID, or "--allow any" must let everybody in`,
 		}
 	}
-	if d := byDefault(r.Peer, r.Self); d.Allow {
+	if d := p.byDefault(r.Peer, r.Self); d.Allow {
 		return d
 	}
 	if d := p.entryFor(r.Peer); d.Allow {
@@ -184,10 +186,10 @@ func (p *Policy) entryFor(peer spiffe.ID) Decision {
 
 // byDefault is the default policy: same trust domain and namespace. A namespace that is "" is none and equals
 // no other; then only the very same identity is the same. peer is not zero.
-func byDefault(peer, self spiffe.ID) Decision {
+func (p *Policy) byDefault(peer, self spiffe.ID) Decision {
 	namespace := peer.Namespace()
 	switch {
-	case namespace != "" && namespace == self.Namespace() && peer.TrustDomain() == self.TrustDomain():
+	case namespace != "" && namespace == self.Namespace() && p.sameDomain(peer, self):
 		return Decision{
 			Allow:  true,
 			Policy: policyDefault,
@@ -205,12 +207,17 @@ func byDefault(peer, self spiffe.ID) Decision {
 	return Decision{}
 }
 
+// sameDomain reports whether peer is of the trust domain of self, under whichever of its names.
+func (p *Policy) sameDomain(peer, self spiffe.ID) bool {
+	return peer.TrustDomain() == self.TrustDomain() || len(p.aliases) > 0 && slices.Contains(p.aliases, peer.TrustDomain())
+}
+
 // refuse says why neither the default policy nor an allow entry lets peer in, and what would.
 func (p *Policy) refuse(peer, self spiffe.ID) Decision {
 	var b strings.Builder
 	fmt.Fprintf(&b, "peer %s ", peer)
 	switch namespace := peer.Namespace(); {
-	case peer.TrustDomain() != self.TrustDomain():
+	case !p.sameDomain(peer, self):
 		fmt.Fprintf(&b, "is of trust domain %q", peer.TrustDomain())
 	case namespace == "":
 		b.WriteString("has no path of the form /ns/NAMESPACE/sa/ACCOUNT")

@@ -294,3 +294,27 @@ func BenchmarkDecide(b *testing.B) {
 		})
 	}
 }
+
+// Peers of the own trust domain under another of its names are neighbours as well; those of others are not.
+func TestDefaultPolicyWithAliases(t *testing.T) {
+	p, err := Compile(Config{TrustDomain: "cluster.local", TrustDomainAliases: []string{"old.example"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]bool{
+		"spiffe://cluster.local/ns/default/sa/a": true, "spiffe://old.example/ns/default/sa/a": true,
+		"spiffe://old.example/ns/other/sa/a": false, "spiffe://older.example/ns/default/sa/a": false,
+	} {
+		peer, err := spiffe.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		self, err := spiffe.Parse("spiffe://cluster.local/ns/default/sa/gw")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := p.Decide(&Request{Peer: peer, Self: self}); d.Allow != want {
+			t.Errorf("%s: %v (%s), want %v", text, d.Allow, d.Reason, want)
+		}
+	}
+}

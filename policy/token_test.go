@@ -196,7 +196,7 @@ func TestTrustDomainAliases(t *testing.T) {
 		{"and a name like others in our rules", principals(false, "cluster.local/ns/default/sa/web"), nil, "old.example", nil, old, false},
 		{"no own trust domain, no aliases", principals(true, "old.example/ns/default/sa/web"), nil, "", []string{"old.example"}, webID, false},
 		{"allow entry", nil, []string{"spiffe://old.example/ns/other/sa/*"}, "cluster.local", []string{"old.example"}, "spiffe://cluster.local/ns/other/sa/x", true},
-		{"the default policy knows none", nil, nil, "cluster.local", []string{"old.example"}, old, false},
+		{"the default policy knows them too", nil, nil, "cluster.local", []string{"old.example"}, old, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p, err := Compile(Config{Rules: tt.rules, Allow: tt.allow, TrustDomain: tt.own, TrustDomainAliases: tt.aliases})

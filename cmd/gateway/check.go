@@ -93,6 +93,7 @@ func checkPolicies(cfg *Config, f *faults) {
 	if read == nil {
 		read = readBounded
 	}
+	cfg.Policy.TrustDomainAliases = cfg.Trust.Aliases
 	cfg.policies = readPoliciesBy(cfg.Policy.Files, f, read)
 	cfg.policies.compile(policy.Config{Authorizers: cfg.Policy.Authorizers})
 	cfg.policies.checkTokens(cfg)

@@ -85,7 +85,7 @@ func (i *identity) authorizerTLS(id spiffe.ID) *tls.Config {
 // and namespace.
 func (i *identity) verifier(id spiffe.ID) func(spiffe.ID) error {
 	if id.IsZero() {
-		return pki.SameNamespace(i.self)
+		return i.current.Load().Neighbour
 	}
 	return pki.Exactly(id)
 }

@@ -66,7 +66,7 @@ func newCandidate(p *policies, allow []string, cfg *Config) *candidate {
 	c := &candidate{policies: p, base: policy.Config{Allow: allow, Authorizers: p.authorizers()}, workloads: make(map[netip.Addr]*policy.Workload), compiled: make(map[string]*policy.Policy), answers: make(map[string]*answer)}
 	if cfg != nil {
 		c.complete, c.name = true, cfg.Name
-		c.base.Allow, c.base.TrustDomainAliases = append(slices.Clone(cfg.Policy.Allow), allow...), cfg.Policy.TrustDomainAliases
+		c.base.Allow, c.base.TrustDomainAliases = append(slices.Clone(cfg.Policy.Allow), allow...), cfg.Trust.Aliases
 		for i := range cfg.Workloads {
 			c.addWorkload(&cfg.Workloads[i])
 		}
