@@ -28,6 +28,8 @@ type Config struct {
 	// WorkloadAPI is the address of the SPIFFE Workload API that gives the identity and the roots, such as
 	// `unix:///run/spire/agent.sock`. It stands instead of cert, key and roots.
 	WorkloadAPI string `yaml:"workloadAPI"`
+	// CA signs the identity on request. It stands instead of cert, key and roots.
+	CA CAConfig `yaml:"ca"`
 	// SelfMade takes a key of one's own as the identity, `key:NAME`, without a CA. It is made on first start, kept in the
 	// state folder, and believed by peers whose `trust.keys` has it. It stands instead of cert, key and roots.
 	SelfMade bool `yaml:"selfMade"`
@@ -42,7 +44,9 @@ type Config struct {
 }
 
 // IsZero reports whether c names no source, so that the identity is made and kept in the state folder.
-func (c *Config) IsZero() bool { return !c.hasFiles() && c.WorkloadAPI == "" && !c.SelfMade }
+func (c *Config) IsZero() bool {
+	return !c.hasFiles() && c.WorkloadAPI == "" && !c.SelfMade && c.CA.IsZero()
+}
 
 func (c *Config) hasFiles() bool { return c.Cert != "" || c.Key != "" || c.Roots != "" }
 
@@ -58,9 +62,16 @@ func (c *Config) Validate() error {
 				Mend: "cert, key and roots go together: name the PEM file with " + f.what + ", or leave all three out"})
 		}
 	}
-	if c.WorkloadAPI != "" && (c.hasFiles() || c.SelfMade) || c.SelfMade && c.hasFiles() {
-		errs = append(errs, &ConfigError{Field: "workloadAPI", Reason: BadValue, Detail: "there is more than one source of the identity",
-			Mend: "keep one of: cert, key and roots; workloadAPI; selfMade"})
+	errs = append(errs, c.CA.validate()...)
+	sources := 0
+	for _, named := range []bool{c.hasFiles(), c.WorkloadAPI != "", !c.CA.IsZero(), c.SelfMade} {
+		if named {
+			sources++
+		}
+	}
+	if sources > 1 {
+		errs = append(errs, &ConfigError{Field: "", Reason: BadValue, Detail: "there is more than one source of the identity",
+			Mend: "keep one of: cert, key and roots; workloadAPI; ca; selfMade"})
 	}
 	if c.Poll > 0 && c.Poll < minPoll {
 		errs = append(errs, &ConfigError{Field: "poll", Reason: BadValue, Detail: fmt.Sprintf("%v is too often", c.Poll),

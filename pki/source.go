@@ -49,14 +49,17 @@ type Source struct {
 	warnedOver *Material // the material whose end was logged
 }
 
-// Open takes the identity from where cfg says: files, a Workload API, a key of one's own, or else a CA and an identity
-// that are made and kept in cfg.State for a host of that name. See OpenFiles, OpenWorkloadAPI, OpenSelfMade and OpenState.
+// Open takes the identity from where cfg says: files, a Workload API, a CA that signs on request, a key of one's own, or
+// else a CA and an identity that are made and kept in cfg.State for a host of that name. See OpenFiles, OpenWorkloadAPI,
+// OpenIstioCA, OpenSelfMade and OpenState.
 func Open(ctx context.Context, cfg Config, host string, log *slog.Logger) (*Source, error) {
 	switch {
 	case cfg.hasFiles():
 		return OpenFiles(cfg, log)
 	case cfg.WorkloadAPI != "":
 		return OpenWorkloadAPI(ctx, cfg, log)
+	case !cfg.CA.IsZero():
+		return OpenIstioCA(ctx, cfg, log)
 	case cfg.SelfMade:
 		return OpenSelfMade(cfg, log)
 	}

@@ -107,7 +107,7 @@ func readBounded(file string) ([]byte, error) {
 
 // resolvePaths makes the paths of a file relative to its folder.
 func (c *Config) resolvePaths(dir string) {
-	paths := []*string{&c.State, &c.Identity.Cert, &c.Identity.Key, &c.Identity.Roots}
+	paths := []*string{&c.State, &c.Identity.Cert, &c.Identity.Key, &c.Identity.Roots, &c.Identity.CA.Roots, &c.Identity.CA.TokenFile}
 	for i := range c.Trust.Domains {
 		d := &c.Trust.Domains[i]
 		if paths = append(paths, &d.Roots); !strings.Contains(d.Bundle, "://") {

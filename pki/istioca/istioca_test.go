@@ -192,7 +192,7 @@ func TestMessageThatNeverEnds(t *testing.T) {
 func TestOddRequests(t *testing.T) {
 	srv := serve(t, func(context.Context, Call) ([]string, error) { return []string{"leaf"}, nil })
 	good := (&request{csr: "csr"}).marshal()
-	frame := func(flag byte, n int, message []byte) []byte {
+	frame := func(flag byte, n int64, message []byte) []byte {
 		return append([]byte{flag, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}, message...)
 	}
 	for _, tc := range []struct {
@@ -201,19 +201,19 @@ func TestOddRequests(t *testing.T) {
 		body               []byte
 		status             string // grpc-status, "" for none
 	}{
-		{"good", fullMethod, "POST", nil, frame(0, len(good), good), "0"},
-		{"another method", "/" + serviceName + "/Other", "POST", nil, frame(0, len(good), good), "12"},
-		{"another service", "/a.B/" + methodName, "POST", nil, frame(0, len(good), good), "12"},
+		{"good", fullMethod, "POST", nil, frame(0, int64(len(good)), good), "0"},
+		{"another method", "/" + serviceName + "/Other", "POST", nil, frame(0, int64(len(good)), good), "12"},
+		{"another service", "/a.B/" + methodName, "POST", nil, frame(0, int64(len(good)), good), "12"},
 		{"GET", fullMethod, "GET", nil, nil, ""},
 		{"nothing", fullMethod, "POST", nil, nil, "13"},
 		{"a message that ends early", fullMethod, "POST", nil, frame(0, 100, good), "13"},
 		{"a message of 4 GiB", fullMethod, "POST", nil, frame(0, math.MaxUint32, nil), "8"},
-		{"a compressed message", fullMethod, "POST", nil, frame(1, len(good), good), "13"},
+		{"a compressed message", fullMethod, "POST", nil, frame(1, int64(len(good)), good), "13"},
 		{"no message of ours", fullMethod, "POST", nil, frame(0, 3, []byte{1<<3 | 2, 9, 0}), "13"},
 		{"a number for the CSR", fullMethod, "POST", nil, frame(0, 2, []byte{1 << 3, 9}), "13"},
-		{"two tokens", fullMethod, "POST", []string{"Bearer a", "Bearer b"}, frame(0, len(good), good), "16"},
-		{"another scheme", fullMethod, "POST", []string{"Basic YTpi"}, frame(0, len(good), good), "16"},
-		{"an empty token", fullMethod, "POST", []string{"Bearer "}, frame(0, len(good), good), "16"},
+		{"two tokens", fullMethod, "POST", []string{"Bearer a", "Bearer b"}, frame(0, int64(len(good)), good), "16"},
+		{"another scheme", fullMethod, "POST", []string{"Basic YTpi"}, frame(0, int64(len(good)), good), "16"},
+		{"an empty token", fullMethod, "POST", []string{"Bearer "}, frame(0, int64(len(good)), good), "16"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			req, err := http.NewRequestWithContext(t.Context(), tc.method, srv.URL+tc.path, bytes.NewReader(tc.body))
