@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -55,6 +56,7 @@ type caFlags struct {
 	listen, address string
 	names           []string
 	workloadAPI     string
+	tokens          string
 	workloads       []string
 	log             LogConfig
 	cfg             pki.AuthorityConfig
@@ -86,6 +88,7 @@ Workload API, for the programs of this host that --workload names:
 	fs.DurationVar(&f.cfg.MaxTTL, "max-ttl", pki.DefaultMaxTTL, "how long at most")
 	f.cfg.NameConstraints = new(bool)
 	fs.BoolVar(f.cfg.NameConstraints, "name-constraints", false, "limit the intermediate CA to its trust domain; ztunnel refuses such chains")
+	fs.StringVar(&f.tokens, "tokens", "", "take tokens of the OpenID Connect and Kubernetes issuers in `FILE` for certificates")
 	fs.StringVar(&f.workloadAPI, "workload-api", "", "serve the SPIFFE Workload API on the Unix socket `PATH`")
 	fs.StringArrayVar(&f.workloads, "workload", nil, "who gets which identity there, as `CONDITIONS=SPIFFE-ID`, with uid=N, gid=N and path=/FILE (repeatable)")
 	fs.StringVar(&f.log.Level, "log-level", "info", "debug, info, warn or error")
@@ -180,6 +183,14 @@ func (f *caFlags) serve(cmd *cobra.Command) error {
 	if !strings.Contains(host, "_") && host != "" {
 		f.cfg.Names = append(f.cfg.Names, strings.ToLower(host))
 	}
+	if f.tokens != "" {
+		tokens, err := f.openTokens(dir)
+		if err != nil {
+			return err
+		}
+		defer tokens.close()
+		f.cfg.Tokens = tokens.identify
+	}
 	a, err := pki.OpenAuthority(dir, f.cfg, log.Logger)
 	if err != nil {
 		return err
@@ -205,6 +216,16 @@ func (f *caFlags) serve(cmd *cobra.Command) error {
 	}
 	log.Info("CA ended")
 	return a.Close()
+}
+
+// openTokens reads whose tokens are taken. Service accounts are of the CA's trust domain, which is made if need be.
+func (f *caFlags) openTokens(dir string) (*caTokens, error) {
+	a, err := pki.OpenAuthority(dir, f.cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	defer a.Close()
+	return readCATokens(f.tokens, a.ID().TrustDomain())
 }
 
 // openCA opens the CA of a command that does one thing. What it logs goes to stderr.
