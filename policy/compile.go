@@ -19,6 +19,11 @@ type Config struct {
 	// A "*" stands for any characters, also "/". Default: none.
 	Allow []string `yaml:"allow"`
 
+	// Mode is how far all of this is in force on this gateway: `enforce`; `report`, where every flow passes, and what would
+	// have been refused is told in the log, by rule; or `off`, where nobody asks. The egress guard and routes stand in all of
+	// them. Default: enforce.
+	Mode Mode `yaml:"mode"`
+
 	// Egress lists what flows may reach through this gateway when it dials on their behalf: a name
 	// ("api.example.com"), all names below one ("*.example.com", not example.com itself), an address
 	// ("10.1.2.3", "2001:db8::1") or a range ("10.0.0.0/8"), each with an optional port
@@ -65,6 +70,11 @@ type Config struct {
 // Validate reports all faults of c at once, each as an *EntryError inside one joined error, or nil.
 func (c *Config) Validate() error {
 	_, faults := compileAllow(c)
+	switch c.Mode {
+	case "", ModeEnforce, ModeReport, ModeOff:
+	default:
+		faults = append(faults, &EntryError{Field: "mode", Index: -1, Entry: string(c.Mode), Reason: "is no mode; it should be enforce, report or off"})
+	}
 	_, more := parseEntries(policyEgress, c.Egress)
 	checked := *c
 	checked.Workloads = nil
@@ -78,7 +88,7 @@ func (c *Config) Validate() error {
 type EntryError struct {
 	// Field is the list: "allow", "egress" or the name given to CompileEgress.
 	Field string
-	// Index is the entry's place in the list, from zero.
+	// Index is the entry's place in the list, from zero; -1 where the field is no list.
 	Index int
 	// Entry is the entry as it was written.
 	Entry string
@@ -88,6 +98,9 @@ type EntryError struct {
 
 // Error returns list, place, entry and reason on one line.
 func (e *EntryError) Error() string {
+	if e.Index < 0 {
+		return fmt.Sprintf("%s %q: %s", e.Field, e.Entry, e.Reason)
+	}
 	return fmt.Sprintf("%s[%d] %q: %s", e.Field, e.Index, e.Entry, e.Reason)
 }
 
@@ -105,7 +118,7 @@ func Compile(c Config) (*Policy, error) {
 }
 
 func compileAllow(c *Config) (*Policy, []error) {
-	p := &Policy{entries: len(c.Allow), exact: make(map[spiffe.ID]Decision), aliases: c.TrustDomainAliases}
+	p := &Policy{entries: len(c.Allow), exact: make(map[spiffe.ID]Decision), aliases: c.TrustDomainAliases, mode: c.Mode}
 	var faults []error
 	for i, td := range c.TrustDomainAliases {
 		if spiffe.CheckTrustDomain(td) != nil {

@@ -56,7 +56,7 @@ type Decision struct {
 	Allow bool
 	// BadToken tells that the token is why it is refused: HTTP has 401 for that (RFC 6750, section 3.1).
 	BadToken bool
-	// Policy is what decided: "default", "allow", "route", "rules", "tokens" or "egress".
+	// Policy is what decided: "default", "allow", "route", "rules", "tokens", "mode" or "egress".
 	Policy string
 	// Rule is the part of it that decided, a word to search the configuration or the documentation for:
 	// "same-namespace", "same-identity", "unauthenticated", "allow[2]", "egress[0]", "guard",
@@ -83,6 +83,7 @@ const (
 	policyRoute   = "route"
 	policyRules   = "rules"
 	policyTokens  = "tokens"
+	policyMode    = "mode"
 
 	ruleSameNamespace   = "same-namespace"
 	ruleSameIdentity    = "same-identity"
@@ -96,6 +97,7 @@ type Policy struct {
 	entries  int                    // how many allow entries there are, for the reasons of refusals
 	exact    map[spiffe.ID]Decision // entries that name one identity
 	patterns []pattern              // entries with a wildcard, in the order of the configuration
+	mode     Mode                   // of all of it; "" is enforce
 	aliases  []string               // other names of the own trust domain
 	anyone   Decision               // the entry "any"; Allow is false when there is none
 	rules    *snapshot              // nil: none
@@ -109,7 +111,28 @@ type Policy struct {
 // A PeerRule that is strict refuses who has no identity, and TokenRules refuse a token that is not valid for the workload. A
 // DENY rule stands above all else. Where an ALLOW policy selects the workload, one of its kind has to match, or an entry of
 // Config.Allow to name the peer. Else the default policy and those entries decide.
+//
+// In report what would be refused passes, and Decision.Report is the refusal; off, everything passes.
 func (p *Policy) Decide(r *Request) Decision {
+	switch p.mode {
+	case ModeReport:
+		return p.inReport(r)
+	case ModeOff:
+		return Decision{Allow: true, Policy: policyMode, Rule: string(ModeOff), Reason: "policy is off on this gateway"}
+	}
+	return p.decide(r)
+}
+
+// inReport lets pass what it tells to be refused otherwise.
+func (p *Policy) inReport(r *Request) Decision {
+	d := p.decide(r)
+	if d.Allow {
+		return d
+	}
+	return Decision{Allow: true, Policy: policyMode, Rule: string(ModeReport), Reason: "policy is in report on this gateway", Report: &d}
+}
+
+func (p *Policy) decide(r *Request) Decision {
 	if r.Peer.IsZero() && len(p.peers) > 0 {
 		if strict := p.refusesNobody(r.Workload, r.Port); strict != nil {
 			return Decision{Policy: policyRules, Rule: strict.Name, Place: strict.Place, Reason: "its mode is STRICT: only peers that show an identity get in"}

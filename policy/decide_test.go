@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -316,5 +317,45 @@ func TestDefaultPolicyWithAliases(t *testing.T) {
 		if d := p.Decide(&Request{Peer: peer, Self: self}); d.Allow != want {
 			t.Errorf("%s: %v (%s), want %v", text, d.Allow, d.Reason, want)
 		}
+	}
+}
+
+// A whole gateway may be in report, or off; a mode that is none is refused.
+func TestModeOfAGateway(t *testing.T) {
+	deny := []Rules{{Name: "closed", Action: ActionDeny, Rules: []Rule{{Place: Place{File: "p", Line: 3}, To: []Operation{{Ports: []string{"22"}}}}}}}
+	peer, err := spiffe.Parse("spiffe://cluster.local/ns/default/sa/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger, err := spiffe.Parse("spiffe://other.example/ns/default/sa/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		mode   Mode
+		peer   spiffe.ID
+		port   uint16
+		allow  bool
+		report string // the rule that would refuse
+	}{
+		{"", peer, 80, true, ""}, {"", peer, 22, false, ""}, {ModeEnforce, stranger, 80, false, ""},
+		{ModeReport, peer, 80, true, ""}, {ModeReport, peer, 22, true, "closed"}, {ModeReport, stranger, 80, true, "same-namespace"},
+		{ModeReport, spiffe.ID{}, 80, true, "unauthenticated"}, {ModeOff, stranger, 22, true, ""},
+	} {
+		p, err := Compile(Config{Mode: tt.mode, Rules: deny})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := p.Decide(&Request{Peer: tt.peer, Self: peer, Port: tt.port, Addr: netip.MustParseAddr("10.0.0.1")})
+		got := ""
+		if d.Report != nil {
+			got = d.Report.Rule
+		}
+		if d.Allow != tt.allow || got != tt.report {
+			t.Errorf("mode %q, %v, port %d: %v, report %q, want %v, %q", tt.mode, tt.peer, tt.port, d.Allow, got, tt.allow, tt.report)
+		}
+	}
+	if err := (&Config{Mode: "Enforce"}).Validate(); err == nil {
+		t.Error("a mode that is none was taken")
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"culvert/pki"
+	"culvert/policy"
 	"culvert/policy/extauthz"
 	"culvert/tunnel"
 	"culvert/tunnel/h2"
@@ -142,6 +143,9 @@ func (b *parts) openTokens(cfg *Config, p *places) error {
 func (b *parts) announce() {
 	for _, l := range b.cfg.Listeners {
 		b.log.Info("listener is open", "listener", l.Name, "kind", l.Kind, "address", b.tunnel.Addr(l.Name).String())
+	}
+	if mode := b.cfg.Policy.Mode; mode != "" && mode != policy.ModeEnforce {
+		b.log.Warn("policy is not enforced on this gateway", "reason", "policy.mode is "+string(mode))
 	}
 	if b.adminAt != nil {
 		b.log.Info("admin address is open", "address", b.adminAt.Addr().String())

@@ -102,7 +102,9 @@ func (v *validator) join(path string, err error) {
 	case errors.As(err, &authorizer):
 		path, what = path+"."+authorizer.Field, authorizer.What
 	case errors.As(err, &entry):
-		path += fmt.Sprintf(".%s[%d]", entry.Field, entry.Index)
+		if path += "." + entry.Field; entry.Index >= 0 {
+			path += fmt.Sprintf("[%d]", entry.Index)
+		}
 	}
 	v.note(path, "%s", what)
 }
