@@ -146,6 +146,7 @@ func TestRecordOfAFlowThatPolicyIsNotAskedAbout(t *testing.T) {
 	if _, err := tunneltest.Dial(testContext(t), p.Exit, "plain", "10.0.0.2:80"); tunnel.CauseOf(err) != tunnel.CauseDenied {
 		t.Fatalf("a flow at a strict listener = %v, want that it is denied", err)
 	}
+	waitUntil(t, "the record", func() bool { return strings.HasSuffix(p.Log.String(), "\n") })
 	if log := p.Log.String(); !strings.Contains(log, " rule=strict ") || !strings.HasSuffix(log, " decided=none\n") {
 		t.Errorf("the record is %s", log)
 	}
