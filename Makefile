@@ -31,10 +31,10 @@ SUITE := gotestsum --format pkgname --format-icons text --jsonfile
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help run build setup tools test check lint race costs portable conformance soak bench compare capture attack fuzz clean
+.PHONY: help run build setup tools test check lint race costs portable conformance soak interop-ztunnel bench compare capture attack fuzz clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "  PKG=./tunnel/... RUN=TestName narrow race, costs, conformance, soak, bench and fuzz"
 
 run: build ## two gateways and a page behind them, to try with the curl lines it prints; ctrl-c ends it
@@ -85,6 +85,10 @@ conformance: setup ## h2spec and the foreign peers (curl, nghttp, nghttpx, Envoy
 
 soak: setup ## the suite with long counts: SOAK=1 and HOURS (default 1) reach the tests
 	@SOAK=1 HOURS=$(HOURS) $(SUITE) .build/soak.json -- -vet=off -count=1 -timeout $$(( $(HOURS) + 2 ))h -run '$(RUN)' $(PKG)
+
+interop-ztunnel: setup ## a certificate for, and flows with, the ztunnel that $$ZTUNNEL_BIN names; no part of `make test`
+	@[ -n "$$ZTUNNEL_BIN" ] || { echo "ZTUNNEL_BIN is not set; it should be the path of a ztunnel" >&2; exit 1; }
+	@$(GO) test -tags ztunnel -count=1 -run '^TestZtunnel$$' -v ./cmd/gateway
 
 bench: ## Go benchmarks: BENCH=regexp, COUNT=10 for benchstat
 	@$(GO) test -vet=off -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) $(PKG)

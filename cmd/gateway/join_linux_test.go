@@ -2,10 +2,12 @@ package main_test
 
 import (
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 )
 
 // on makes a command of the gateway on a host, with a state folder of its own, as a user there would type it.
@@ -83,10 +85,18 @@ func TestNetnsJoin(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "used already") {
 		t.Errorf("the first command again: %v, %s", err, out)
 	}
-	// Who was revoked is told so when it renews, and its token is in no log.
+	// Who was revoked is told so when it renews, and its token is in no log. The second host hears of it from the CA, and the
+	// live flow of the third ends there.
+	live := h.far.opens("127.0.0.1:9001", appAddr)
+	revoked := time.Now()
 	if says := h.mid.types(states[h.mid], "gateway ca revoke spiffe://cluster.local/ns/default/sa/third"); !strings.Contains(says, "1 more") {
 		t.Errorf("revoke says %s", says)
 	}
+	_ = live.SetReadDeadline(deadline())
+	if _, err := io.Copy(io.Discard, live); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the live flow of the host that was revoked reads %v, want that it is cut", err)
+	}
+	t.Logf("it ended %v after the command began", time.Since(revoked))
 	if says := h.mid.types(states[h.mid], "gateway ca show"); !strings.Contains(says, "2 live certificates of 2 identities") || !strings.Contains(says, "sa/third") {
 		t.Errorf("show says %s", says)
 	}
