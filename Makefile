@@ -86,7 +86,7 @@ conformance: setup ## h2spec and the foreign peers (curl, nghttp, nghttpx, Envoy
 soak: setup ## the suite with long counts: SOAK=1 and HOURS (default 1) reach the tests
 	@SOAK=1 HOURS=$(HOURS) $(SUITE) .build/soak.json -- -vet=off -count=1 -timeout $$(( $(HOURS) + 2 ))h -run '$(RUN)' $(PKG)
 
-interop-ztunnel: setup ## a certificate for, and flows with, the ztunnel that $$ZTUNNEL_BIN names; no part of `make test`
+interop-ztunnel: setup ## a certificate for, and flows with, the ztunnel that ZTUNNEL_BIN names; no part of `make test`
 	@[ -n "$$ZTUNNEL_BIN" ] || { echo "ZTUNNEL_BIN is not set; it should be the path of a ztunnel" >&2; exit 1; }
 	@$(GO) test -tags ztunnel -count=1 -run '^TestZtunnel$$' -v ./cmd/gateway
 

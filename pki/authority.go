@@ -26,6 +26,11 @@ const (
 	DefaultIssueTTL = time.Hour
 	// DefaultMaxTTL is how long a certificate of an Authority is valid at most.
 	DefaultMaxTTL = 24 * time.Hour
+	// DefaultGrace is how long after its end a certificate may still be renewed, so that a laptop which was shut for some
+	// days need not join again. It is no credential for anything else then.
+	DefaultGrace = 7 * 24 * time.Hour
+	// maxGrace bounds it: so long revoked certificates are remembered after their end.
+	maxGrace = 30 * 24 * time.Hour
 	// minIssueTTL is less than what a renewal may take with a CA that is down for a moment.
 	minIssueTTL = time.Minute
 
@@ -42,6 +47,9 @@ type AuthorityConfig struct {
 	TTL time.Duration
 	// MaxTTL is how long a certificate is valid at most; a request for more gets this. Default 24h, or TTL if that is more.
 	MaxTTL time.Duration
+	// Grace is how long after its end a certificate may still be renewed by who has its key, unless it was revoked. Default
+	// 7 days, at most 30; negative: none.
+	Grace time.Duration
 	// MustExist refuses a folder without a CA, instead of making one.
 	MustExist bool
 	// NameConstraints says whether the intermediate is limited to URIs of its trust domain; nil: as it is. A new one is
@@ -91,6 +99,12 @@ func OpenAuthority(dir string, cfg AuthorityConfig, log *slog.Logger) (*Authorit
 	}
 	if cfg.TTL == 0 {
 		cfg.TTL = min(DefaultIssueTTL, cfg.MaxTTL)
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = DefaultGrace
+	}
+	if cfg.Grace > maxGrace {
+		return nil, fmt.Errorf("certificates that ended %v ago are not renewed; it must be %v or less", cfg.Grace, maxGrace)
 	}
 	if cfg.TTL < minIssueTTL || cfg.MaxTTL < cfg.TTL || cfg.MaxTTL > interTTL/2 {
 		return nil, fmt.Errorf("certificates for %v, at most %v, are not issued; it must be %v or more, and at most %v", cfg.TTL, cfg.MaxTTL, minIssueTTL, interTTL/2)

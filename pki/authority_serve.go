@@ -186,11 +186,21 @@ func (a *Authority) newServerCert(old *serverCert, now time.Time) (*serverCert, 
 		if len(cs.PeerCertificates) == 0 {
 			return nil
 		}
-		return verify(cs)
+		err := verify(cs)
+		if refused, ok := errors.AsType[*PeerError](err); ok && refused.Reason == Expired && a.inGrace(cs.PeerCertificates[0], time.Now()) {
+			// As it was at its end; enrol is all that it is good for here.
+			err = verifyPeer(m, cs.PeerCertificates, x509.ExtKeyUsageClientAuth, nil, cs.PeerCertificates[0].NotAfter)
+		}
+		return err
 	}
 	cfg.NextProtos, cfg.GetConfigForClient = []string{alpnH2, "http/1.1"}, nil
 	a.serverTLS.Store(cfg)
 	return &serverCert{renew: halfLife(m.NotBefore, m.NotAfter), signer: signer.cert, bundle: d.bundle}, nil
+}
+
+// inGrace reports whether a certificate that has expired may still be renewed.
+func (a *Authority) inGrace(c *x509.Certificate, now time.Time) bool {
+	return a.cfg.Grace > 0 && now.Before(c.NotAfter.Add(a.cfg.Grace))
 }
 
 // serveFile serves what everybody may read. Who knows the present state of it (If-None-Match) and is ready to wait (Prefer:
@@ -341,7 +351,8 @@ func (a *Authority) holder(c *x509.Certificate) (Grant, error) {
 	if a.data.Load().revoked[serialNumberOf(c.SerialNumber)] {
 		return grant, errBarred
 	}
-	if reason, detail := timeProblem(c, time.Now()); reason != "" { // the connection may be old
+	now := time.Now()
+	if reason, detail := timeProblem(c, now); reason != "" && !(reason == Expired && a.inGrace(c, now)) { // the connection may be old
 		return grant, &istioca.Error{Code: istioca.Unauthenticated, Detail: detail}
 	}
 	return grant, nil

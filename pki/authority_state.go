@@ -257,7 +257,7 @@ func (a *Authority) readJWTKeys(d *authorityData) error {
 // prune forgets what has expired.
 func (s *authorityState) prune(now time.Time) {
 	s.Tokens = slices.DeleteFunc(s.Tokens, func(t joinToken) bool { return now.After(t.Until.Add(tokenMemory)) })
-	s.Revoked = slices.DeleteFunc(s.Revoked, func(r revokedCert) bool { return now.After(r.Until) })
+	s.Revoked = slices.DeleteFunc(s.Revoked, func(r revokedCert) bool { return now.After(r.Until.Add(maxGrace)) })
 }
 
 // loadIntermediate reads a CA certificate with its key; nil if neither is there.

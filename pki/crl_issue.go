@@ -31,7 +31,7 @@ type revokedCert struct {
 	Signer signerID     `json:"signer"`
 	ID     spiffe.ID    `json:"id"`
 	At     time.Time    `json:"at"`
-	Until  time.Time    `json:"until"` // when it expires, after which no CRL needs to name it
+	Until  time.Time    `json:"until"` // when it expires; it is in the CRL until nobody can renew it any more
 }
 
 // Revoke puts certificates into the CRL: the one with that serial number (hexadecimal), or all of a SPIFFE ID, which gets

@@ -53,7 +53,10 @@ func loadSettled(cfg *Config) (*Material, error) {
 }
 
 // loadOnce reads the three files and parses them. Files that can be read are checked even when another cannot.
-func loadOnce(cfg *Config) (*Material, error) {
+func loadOnce(cfg *Config) (*Material, error) { return loadAt(cfg, time.Now()) }
+
+// loadAt is loadOnce at a given time.
+func loadAt(cfg *Config, now time.Time) (*Material, error) {
 	cert, key, roots := input{field: "cert", file: cfg.Cert}, input{field: "key", file: cfg.Key, secret: true}, input{field: "roots", file: cfg.Roots}
 	var errs []error
 	var warnings []string
@@ -64,7 +67,7 @@ func loadOnce(cfg *Config) (*Material, error) {
 		}
 		errs = append(errs, err)
 	}
-	m, err := parse(&cert, &key, &roots, time.Now())
+	m, err := parse(&cert, &key, &roots, now)
 	if err = errors.Join(append(errs, err)...); err != nil {
 		return nil, err
 	}

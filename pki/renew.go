@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -25,7 +26,7 @@ const fetchTimeout = 30 * time.Second
 // Renew has the CA that a folder's ca.address names sign the folder's identity again: the same key and the same name,
 // with the certificate that is there as the credential. It takes over the CA's roots and CRL as well, and returns until
 // when the new certificate is good. Members call it at half the life of a certificate, RenewAt. A certificate that has
-// expired is no credential: then the host has to join again. Nothing is written unless all of the answer is right. It
+// expired is good for this, and nothing else, as long as the CA's Grace says; after that the host has to join again. Nothing is written unless all of the answer is right. It
 // blocks until ctx ends at most, and locks the folder for the writing only.
 func Renew(ctx context.Context, dir string) (Member, error) {
 	m, e, err := openEnrolment(dir)
@@ -82,8 +83,7 @@ func openEnrolment(dir string) (*Material, *enrolment, error) {
 	if err := checkCAAddress(e.addr); err != nil {
 		return nil, nil, err
 	}
-	st := newState(dir, "", nil)
-	m, err := st.load()
+	m, err := newState(dir, "", nil).loadEver()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -92,7 +92,8 @@ func openEnrolment(dir string) (*Material, *enrolment, error) {
 		return nil, nil, err
 	}
 	e.tls = Fixed(m).ClientTLS(Exactly(ca))
-	e.key, _ = m.Certificate.PrivateKey.(crypto.Signer) // parseKey returns nothing else
+	e.tls.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &m.Certificate, nil } // also past its time
+	e.key, _ = m.Certificate.PrivateKey.(crypto.Signer)                                                                     // parseKey returns nothing else
 	return m, e, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -67,7 +68,17 @@ func newState(dir, host string, log *slog.Logger) *state {
 
 // open makes what is missing and starts the Source.
 func (st *state) open() (*Source, error) {
-	if err := st.prepare(); err != nil {
+	err := st.prepare()
+	if hasReason(err, Expired) && Joined(st.dir) {
+		ctx, cancel := context.WithTimeout(context.Background(), renewTimeout)
+		defer cancel()
+		if _, renewErr := Renew(ctx, st.dir); renewErr != nil {
+			return nil, errors.Join(err, renewErr)
+		}
+		st.log.Info("expired identity was renewed by its CA")
+		err = st.prepare()
+	}
+	if err != nil {
 		return nil, err
 	}
 	s := newSource(st.log, &st.cfg, st.load)
@@ -82,6 +93,37 @@ func (st *state) open() (*Source, error) {
 		s.follow = func(ctx context.Context) { follow(ctx, st.dir, s.push, st.log) }
 	}
 	return s.start()
+}
+
+// loadEver is load for an identity that may have expired: as it was at its end.
+func (st *state) loadEver() (*Material, error) {
+	m, err := st.load()
+	if !hasReason(err, Expired) {
+		return m, err
+	}
+	unlock, err := lockStateDir(st.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	cert := input{field: "cert", file: st.cfg.Cert}
+	if _, err := cert.read(); err != nil {
+		return nil, err
+	}
+	chain, err := parseCertificates(&cert, maxChain)
+	if err != nil {
+		return nil, err
+	}
+	return loadAt(&st.cfg, chain[0].NotAfter)
+}
+
+// hasReason reports whether err, or one of those that it joins, is a ConfigError of that reason.
+func hasReason(err error, reason Reason) bool {
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
+		return slices.ContainsFunc(many.Unwrap(), func(one error) bool { return hasReason(one, reason) })
+	}
+	file, ok := errors.AsType[*ConfigError](err)
+	return ok && file.Reason == reason
 }
 
 // load reads the identity while nobody writes it.

@@ -2,6 +2,7 @@ package pki
 
 import (
 	"crypto/x509"
+	"strings"
 	"testing"
 	"time"
 )
@@ -115,4 +116,50 @@ func TestJoinedHostOutlivesItsCA(t *testing.T) {
 	}
 	a.serve(addr)
 	wait(t, changed)
+}
+
+// A host that was away when its certificate ended renews it when it is back, within the CA's grace, and not after it or
+// once it was revoked.
+func TestJoinedHostWasAway(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		grace  time.Duration
+		revoke bool
+		want   string // of the error
+	}{
+		{"within the grace", 0, false, ""},
+		{"no grace", -1, false, "expired"},
+		{"revoked", 0, true, "revoked"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			a := newAuthority(t, AuthorityConfig{Grace: tt.grace})
+			a.cfg.TTL = 2 * time.Second // less than a configuration may say
+			a.serve("")
+			dir := a.join(webID(t))
+			serial := mustRead(t, dir, identityCertFile)
+			for m, err := newState(dir, "", quiet()).load(); err == nil; m, err = newState(dir, "", quiet()).load() {
+				time.Sleep(time.Until(m.NotAfter) + 10*time.Millisecond)
+			}
+			if tt.revoke {
+				if _, err := a.Revoke(webID(t).String()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s, err := Open(t.Context(), Config{State: dir}, "host", quiet())
+			if tt.want != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.want) || mustRead(t, dir, identityCertFile) != serial {
+					t.Errorf("Open = %v, want %q and the certificate as it was", err, tt.want)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			if s.ID() != webID(t) || mustRead(t, dir, identityCertFile) == serial {
+				t.Errorf("the identity is %s, and was not renewed", s.Current())
+			}
+		})
+	}
 }

@@ -86,6 +86,7 @@ Workload API, for the programs of this host that --workload names:
 	fs.StringVar(&f.cfg.TrustDomain, "trust-domain", "", "trust `DOMAIN`, if the CA is to be made (default cluster.local)")
 	fs.DurationVar(&f.cfg.TTL, "ttl", pki.DefaultIssueTTL, "how long certificates are valid if the host does not ask for a time")
 	fs.DurationVar(&f.cfg.MaxTTL, "max-ttl", pki.DefaultMaxTTL, "how long at most")
+	fs.DurationVar(&f.cfg.Grace, "grace", pki.DefaultGrace, "how long after its end a certificate may still be renewed; negative: not at all")
 	f.cfg.NameConstraints = new(bool)
 	fs.BoolVar(f.cfg.NameConstraints, "name-constraints", false, "limit the intermediate CA to its trust domain; ztunnel refuses such chains")
 	fs.StringVar(&f.tokens, "tokens", "", "take tokens of the OpenID Connect and Kubernetes issuers in `FILE` for certificates")
