@@ -79,7 +79,7 @@ func (s *serverConn) attend() {
 		s.drain(s.g.grace)
 	}
 	if s.g.rechecks.Load() != s.checked {
-		s.recheck(time.Now()) // that did not see it
+		s.recheck() // that did not see it
 	}
 	<-s.conn.Done()
 	s.close()

@@ -44,8 +44,8 @@ type Env struct {
 	// Default: who the SPIFFE ID in its certificate names.
 	Identify func(cs *tls.ConnectionState, at netip.Addr) (spiffe.ID, error)
 	// Doubt returns why a peer is not believed any more that has shown certificates, its own first, when its connection was
-	// made; nil while it is. server tells that it was connected to. It is asked by Gateway.Recheck. Default: nobody is
-	// doubted.
+	// made; nil while it is. server tells that it was connected to. That the certificates have ended is no reason: what becomes of their
+	// flows then is Config.Expiry. It is asked by Gateway.Recheck. Default: nobody is doubted.
 	Doubt func(certs []*x509.Certificate, server bool) error
 
 	// VerifyToken verifies a token that came with a request of a peer. Its error, which a peer is not shown, must not hold the
@@ -171,6 +171,7 @@ func New(cfg *Config, env Env) (*Gateway, error) {
 	g.base, g.end = context.WithCancel(context.Background())
 	g.grace, g.over = context.WithCancel(g.base)
 	g.pool = newPool(g.env.Self, g.dialChain, &g.stats)
+	g.pool.checks, g.pool.check = g.rechecks.Load, g.recheckHop
 	if g.env.Dial == nil {
 		g.env.Dial = g.dialTCP
 	}

@@ -5,7 +5,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"culvert/pki/spiffe"
@@ -72,25 +74,29 @@ func (g *Gateway) identify(cs *tls.ConnectionState, from netip.Addr) (*proof, er
 // that are not believed any more, and the flows whose tokens are not. It is for when roots, revocation lists or keys of
 // issuers have changed. It returns when the flows are cut.
 func (g *Gateway) Recheck() {
-	now := time.Now()
 	if g.env.VerifyToken != nil {
-		g.recheckTokens(now)
+		g.recheckTokens(time.Now())
 	}
 	if g.env.Doubt == nil {
 		return
 	}
 	g.rechecks.Add(1)
 	for _, s := range g.serverConns() {
-		s.recheck(now)
+		s.recheck()
 	}
 	for _, t := range g.pool.transports() {
-		p := t.proof()
-		if p == nil || p.expired(now) {
-			continue
-		}
-		if err := g.env.Doubt(p.certs, true); err != nil {
-			g.disown(t, &Error{Cause: CauseRevoked, Hop: t.group.chain.last.Name, Err: err})
-		}
+		g.recheckHop(t)
+	}
+}
+
+// recheckHop ends the transport if its hop is not believed any more.
+func (g *Gateway) recheckHop(t *pooled) {
+	p := t.proof()
+	if p == nil || g.env.Doubt == nil {
+		return
+	}
+	if err := g.env.Doubt(p.certs, true); err != nil {
+		g.disown(t, &Error{Cause: CauseRevoked, Hop: t.group.chain.last.Name, Err: err})
 	}
 }
 
@@ -104,9 +110,9 @@ func (g *Gateway) serverConns() []*serverConn {
 	return list
 }
 
-// recheck ends the connection if its peer is not believed any more. What has expired is left to expire.
-func (s *serverConn) recheck(now time.Time) {
-	if s.g.env.Doubt == nil || s.proof.expired(now) {
+// recheck ends the connection if its peer is not believed any more.
+func (s *serverConn) recheck() {
+	if s.g.env.Doubt == nil {
 		return
 	}
 	if err := s.g.env.Doubt(s.proof.certs, false); err != nil {
@@ -230,13 +236,13 @@ func (t *pooled) proof() *proof {
 	return nil
 }
 
-// transports are those that may get new streams.
+// transports are all that have not ended: also those that get no new streams carry flows.
 func (p *pool) transports() (list []*pooled) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, g := range p.groups {
 		g.mu.Lock()
-		list = append(list, g.conns...)
+		list = slices.AppendSeq(list, maps.Keys(g.live))
 		g.mu.Unlock()
 	}
 	return list

@@ -56,6 +56,9 @@ type pool struct {
 	stats *stats
 	base  context.Context // ended by close
 	end   context.CancelFunc
+	// checks counts the looks at peers (Gateway.Recheck); nil: there are none. check looks at a transport that one may have missed.
+	checks func() uint64
+	check  func(*pooled)
 
 	loops sync.WaitGroup // dials and watchers
 
@@ -78,12 +81,13 @@ type group struct {
 
 	mu       sync.Mutex // guards the group below
 	conns    []*pooled
-	taken    time.Time // when a flow came last
-	dialing  *dialing  // nil: none under way
-	allows   int       // streams on one connection, as the hop said on one before; 0: not known
-	failures int       // dials failed in a row
-	leaving  int       // connections in a row on which the hop has said only that it leaves
-	lastErr  error     // of the last dial, nil if it succeeded
+	live     map[*pooled]struct{} // those of conns, and those that get no more streams and have not ended
+	taken    time.Time            // when a flow came last
+	dialing  *dialing             // nil: none under way
+	allows   int                  // streams on one connection, as the hop said on one before; 0: not known
+	failures int                  // dials failed in a row
+	leaving  int                  // connections in a row on which the hop has said only that it leaves
+	lastErr  error                // of the last dial, nil if it succeeded
 	retryAt  time.Time
 	closed   bool
 }
@@ -166,7 +170,7 @@ func (p *pool) group(c *chain) (*group, error) {
 	key := groupKey{p.self(), c.key}
 	g := p.groups[key]
 	if g == nil {
-		g = &group{pool: p, chain: c}
+		g = &group{pool: p, chain: c, live: make(map[*pooled]struct{})}
 		p.groups[key] = g
 	}
 	return g, nil
@@ -290,7 +294,12 @@ func (g *group) dial(d *dialing) {
 	defer g.pool.loops.Done()
 	st := g.pool.stats
 	st.transportDials.add(1)
+	var checked uint64
+	if g.pool.checks != nil {
+		checked = g.pool.checks()
+	}
 	t, err := g.pool.dial(g.pool.base, g.chain)
+	var made *pooled
 	away := false
 	if err == nil && t.Slots() == 0 {
 		away = goingAway(t)
@@ -311,13 +320,18 @@ func (g *group) dial(d *dialing) {
 	case g.closed:
 		err, drop = errPoolClosed, true
 	default:
-		g.conns = append(g.conns, &pooled{Transport: t, group: g, made: time.Now()})
+		made = &pooled{Transport: t, group: g, made: time.Now()}
+		g.conns = append(g.conns, made)
+		g.live[made] = struct{}{}
 		st.transports.add(1)
 		g.pool.loops.Add(1)
-		go g.watch(g.conns[len(g.conns)-1]) // ends with the transport; close waits for it
+		go g.watch(made) // ends with the transport; close waits for it
 	}
 	d.err = err
 	g.mu.Unlock()
+	if made != nil && g.pool.checks != nil && g.pool.checks() != checked {
+		g.pool.check(made) // which did not see it
+	}
 	close(d.done)
 	if drop && t != nil {
 		_ = t.Close() // it came too late
@@ -462,6 +476,7 @@ func (g *group) watch(t *pooled) {
 	<-t.Done()
 	g.mu.Lock()
 	g.bury(t, nil)
+	delete(g.live, t)
 	g.mu.Unlock()
 	_ = t.Close() // gives back what it holds
 	g.pool.stats.transports.add(-1)

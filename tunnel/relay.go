@@ -210,6 +210,9 @@ func (f *Flow) relay(accepted Conn, ahead []byte, opened Conn) {
 			f.askAgain(f.g.base, q)
 		}
 	}
+	if why := f.tokenProblem(time.Now(), f.g.plan.Load().expiryEnds); why != nil { // Recheck did not wait for it either
+		f.cut(why)
+	}
 	f.left.Store(2)
 	fromAccepted, acceptedPipes := accepted.(Stream)
 	fromOpened, openedPipes := opened.(Stream)

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
+	"net/netip"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -136,4 +139,34 @@ func TestTokenEnds(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A token whose key is withdrawn while its flow is being opened is of no use when the flow stands.
+func TestTokenIsWithdrawnWhileTheFlowIsOpened(t *testing.T) {
+	var valid atomic.Bool
+	valid.Store(true)
+	o := tokenExit(time.Now().Add(time.Hour), valid.Load)
+	var exit atomic.Pointer[tunnel.Gateway]
+	env := o.ExitEnv
+	o.ExitEnv = func(e *tunnel.Env) {
+		env(e)
+		dial := e.Dial
+		e.Dial = func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+			valid.Store(false)
+			exit.Load().Recheck()
+			return dial(ctx, addr)
+		}
+	}
+	p := tunneltest.NewPair(t, o)
+	exit.Store(p.Exit)
+	p.Echo(t, "10.0.0.2:80")
+	peer := mustPeer(t, p.Net, p.CA.Issue(t, "cluster.local", "default", "entry"), tunneltest.ExitListen)
+	s, resp := peer.connect("10.0.0.2:80", h2.Field{Name: "authorization", Value: "Bearer good"})
+	if resp.Status == 200 {
+		_ = s.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if _, err := s.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("the flow reads %v, want that it was reset", err)
+		}
+	}
+	waitUntil(t, "the record", func() bool { return p.Exit.Stats().Ended["revoked"] == 1 })
 }

@@ -1,6 +1,7 @@
 package tunnel_test
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -162,4 +163,88 @@ func TestIdentify(t *testing.T) {
 	p.Echo(t, "10.0.0.2:80")
 	wantEcho(t, dialed(t, p.Entry, "apps", "10.0.0.2:80"), "hello")
 	waitUntil(t, "the record", func() bool { return strings.Contains(p.Log.String(), "peer="+key.String()) })
+}
+
+// A flow lives on when its hop takes no new ones on the connection, and still ends when the hop is revoked.
+func TestRecheckEndsFlowsThroughRevokedHopThatLeaves(t *testing.T) {
+	var d doubter
+	p := tunneltest.NewPair(t, tunneltest.Options{EntryEnv: func(e *tunnel.Env) { e.Doubt = d.ask }})
+	p.Echo(t, "10.0.0.2:80")
+	app := dialed(t, p.Entry, "apps", "10.0.0.2:80")
+	ctx, stop := context.WithCancel(testContext(t))
+	drained := make(chan error, 1)
+	go func() { drained <- p.Exit.Drain(ctx) }() // ends with the flow, or with stop; waited for below
+	waitUntil(t, "the entry to hear that the exit leaves", func() bool {
+		return p.Refusal(testContext(t), "10.0.0.2:80") != nil
+	})
+	d.doubt("exit")
+	p.Entry.Recheck()
+	_ = app.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if _, err := app.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the flow through the revoked hop reads %v, want ECONNRESET", err)
+	}
+	stop()
+	<-drained
+	waitUntil(t, "the record", func() bool { return p.Entry.Stats().Ended["revoked"] == 1 })
+}
+
+// A hop that is revoked while the handshake with it is under way is looked at again.
+func TestRecheckDuringTheHandshakeWithAHop(t *testing.T) {
+	var d doubter
+	var entry atomic.Pointer[tunnel.Gateway]
+	p := tunneltest.NewPair(t, tunneltest.Options{EntryEnv: func(e *tunnel.Env) {
+		e.Doubt = d.ask
+		identify := e.Identify
+		e.Identify = func(cs *tls.ConnectionState, at netip.Addr) (spiffe.ID, error) { // after the hop's certificate was verified
+			if g := entry.Load(); g != nil {
+				d.doubt("exit")
+				g.Recheck()
+			}
+			if identify != nil {
+				return identify(cs, at)
+			}
+			return spiffe.FromCertificate(cs.PeerCertificates[0])
+		}
+	}})
+	entry.Store(p.Entry)
+	p.Echo(t, "10.0.0.2:80")
+	app, err := tunneltest.Dial(testContext(t), p.Entry, "apps", "10.0.0.2:80")
+	if err != nil {
+		return // it was refused at once
+	}
+	_ = app.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if _, err := app.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a flow through a hop that was revoked during its handshake reads %v, want ECONNRESET", err)
+	}
+}
+
+// Whoever is not believed any more is cut although its certificate has ended as well: what a self-made key shows ends each
+// day, and its flows go on.
+func TestRecheckAfterExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var d doubter
+		ca := tunneltest.NewCA(t)
+		p := tunneltest.NewPair(t, tunneltest.Options{
+			EntryID: ca.IssueUntil(t, "cluster.local", "default", "entry", time.Now().Add(time.Hour)),
+			ExitID:  ca.Issue(t, "cluster.local", "default", "exit"),
+			ExitEnv: func(e *tunnel.Env) { e.Doubt = d.ask },
+		})
+		p.Echo(t, "10.0.0.2:80")
+		app := dialed(t, p.Entry, "apps", "10.0.0.2:80")
+		time.Sleep(time.Hour + 3*time.Second)
+		synctest.Wait()
+		p.Exit.Recheck()
+		if _, err := app.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(app, make([]byte, 1)); err != nil {
+			t.Fatalf("a flow whose peer is not doubted reads %v", err)
+		}
+		d.doubt("entry")
+		p.Exit.Recheck()
+		_ = app.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if _, err := app.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the flow reads %v, want ECONNRESET", err)
+		}
+	})
 }
