@@ -45,6 +45,7 @@ type Source struct {
 	renewals, renewalsFailed atomic.Int64
 
 	// owned by watchLoop
+	turnedAt   time.Time // until when turns of trust were told
 	warnedSoon *Material // the material whose coming end was logged
 	warnedOver *Material // the material whose end was logged
 }
@@ -134,7 +135,8 @@ func (s *Source) Current() *Material { return s.current.Load() }
 // ID returns who this gateway is now. It is made to be given to SameNamespace.
 func (s *Source) ID() spiffe.ID { return s.Current().ID }
 
-// Changed returns a channel that is closed at the next change of Current. Take the channel first, then look at
+// Changed returns a channel that is closed at the next change of Current, or when time alone has ended what it believed: an
+// entry of a key, or a revocation list that is overdue and refuses then. Take the channel first, then look at
 // Current, then wait: so no change is missed.
 func (s *Source) Changed() <-chan struct{} {
 	s.changedMu.Lock()
@@ -206,11 +208,25 @@ func (s *Source) reload() error {
 	default:
 		s.log.Warn("identity changed to another name", "id", m.ID.String(), "old", old.ID.String(), "not_after", m.NotAfter)
 	}
+	s.tell()
+	return nil
+}
+
+// tell closes what Changed has returned.
+func (s *Source) tell() {
 	s.changedMu.Lock()
 	defer s.changedMu.Unlock()
 	close(s.changed)
 	s.changed = make(chan struct{})
-	return nil
+}
+
+// tellTurned tells where time alone has changed whom we believe.
+func (s *Source) tellTurned(now time.Time) {
+	then := s.turnedAt
+	s.turnedAt = now
+	if s.Current().trust.turned(then, now) {
+		s.tell()
+	}
 }
 
 // loadAll loads the identity and whom it believes.
@@ -234,12 +250,18 @@ func (s *Source) watchLoop() {
 		defer tick.Stop()
 		ticks = tick.C
 	}
+	s.turnedAt = time.Now()
+	clock := time.NewTicker(defaultPoll)
+	defer clock.Stop()
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-s.pushed:
 			s.reloadPushed()
+			continue
+		case now := <-clock.C:
+			s.tellTurned(now)
 			continue
 		case <-ticks:
 		}

@@ -124,6 +124,7 @@ type trust struct {
 
 	warnings []string
 	digest   [sha256.Size]byte
+	turns    []time.Time // when somebody is not believed any more without a change of a file, in order
 }
 
 // paths are the files that c names; dir has the bundles that were fetched.
@@ -181,7 +182,43 @@ func loadTrust(c *TrustConfig, dir string, now time.Time) (*trust, error) {
 	}
 	t.warnings = append(t.warnings, t.revoked.warnings(now)...)
 	t.digest = digest(texts...)
+	t.noteTurns()
 	return t, errors.Join(errs...)
+}
+
+// noteTurns notes when entries of keys end, and when lists are overdue where that matters.
+func (t *trust) noteTurns() {
+	for _, list := range t.keys {
+		for _, p := range list {
+			if p.ssh != nil && !p.ssh.Expires.IsZero() {
+				t.turns = append(t.turns, p.ssh.Expires)
+			}
+		}
+	}
+	if t.revoked.refuseStale {
+		for _, lists := range t.revoked.byIssuer {
+			for _, l := range lists {
+				if !l.list.NextUpdate.IsZero() {
+					t.turns = append(t.turns, l.list.NextUpdate)
+				}
+			}
+		}
+	}
+	slices.SortFunc(t.turns, time.Time.Compare)
+}
+
+// turned reports whether time alone has changed whom t believes, after then and until now. Each moment itself still counts.
+func (t *trust) turned(then, now time.Time) bool {
+	if t == nil {
+		return false
+	}
+	i, _ := slices.BinarySearchFunc(t.turns, then, func(turn, then time.Time) int {
+		if turn.Before(then) {
+			return -1
+		}
+		return 1
+	})
+	return i < len(t.turns) && now.After(t.turns[i])
 }
 
 // parseBundle reads the CAs of a trust domain: PEM, or the SPIFFE bundle format (SPIFFE Trust Domain and Bundle, section 4).

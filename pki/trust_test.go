@@ -536,3 +536,92 @@ func TestPinnedBySSH(t *testing.T) {
 		}
 	}
 }
+
+// Nobody has to change a file for an entry of a key to end, or for a list to be overdue: who waits is told.
+func TestTimeIsAChange(t *testing.T) {
+	ca := mustCA(t, testTD)
+	soon := time.Now().Add(1500 * time.Millisecond).Truncate(time.Second).Add(time.Second) // lists have whole seconds
+	list := put(t, t.TempDir(), "crl", crl(t, ca, soon), 0o600)
+	t.Run("list", func(t *testing.T) {
+		s := openTrusting(t, ca, TrustConfig{CRLs: []string{list}, StaleCRL: staleRefuse})
+		peer := spiffeLeaf(t, ca, "spiffe://"+testTD+"/ns/default/sa/a")
+		changed := s.Changed()
+		if got := doubted(t, s, peer); got != "" {
+			t.Fatalf("before: doubted for %q", got)
+		}
+		select {
+		case <-changed:
+		case <-time.After(time.Until(soon) + 5*time.Second):
+			t.Fatal("nobody was told")
+		}
+		if got := doubted(t, s, peer); got != StaleCRL {
+			t.Errorf("doubted for %q, want %q", got, StaleCRL)
+		}
+	})
+	t.Run("list that serves on", func(t *testing.T) {
+		s := openTrusting(t, ca, TrustConfig{CRLs: []string{list}})
+		if s.Current().trust.turned(soon, soon.Add(1)) {
+			t.Error("what is due is told although nothing comes of it")
+		}
+	})
+	t.Run("entry of a key", func(t *testing.T) {
+		in := &trust{keys: map[spiffe.ID][]pinnedKey{{}: {{ssh: &sshkeys.Entry{Expires: soon}}, {}, {ssh: &sshkeys.Entry{}}}}, revoked: newRevocations(false)}
+		in.noteTurns()
+		if !in.turned(soon, soon.Add(1)) || in.turned(soon.Add(-time.Hour), soon) || in.turned(soon.Add(1), soon.Add(time.Hour)) {
+			t.Error("the end of an entry is no turn, or not at its moment")
+		}
+	})
+}
+
+// What is known against a peer counts for its flows when its certificate has ended, too; that alone is no doubt, and that
+// its CA has gone since is none either.
+func TestDoubtAfterTheEnd(t *testing.T) {
+	ca, other := mustCA(t, testTD), mustCA(t, "partner.example")
+	ended := func(ca *CA, id string) *x509.Certificate {
+		_, c := leaf(t, ca, func(l *leafSpec) {
+			l.uris = []string{id}
+			l.template.SerialNumber = randomSerial(t)
+			l.template.NotBefore, l.template.NotAfter = time.Now().Add(-time.Minute), time.Now().Add(-time.Second)
+		})
+		return c
+	}
+	good, bad := ended(ca, "spiffe://"+testTD+"/ns/default/sa/good"), ended(ca, "spiffe://"+testTD+"/ns/default/sa/bad")
+	partner := ended(other, "spiffe://partner.example/ns/default/sa/a")
+	list := put(t, t.TempDir(), "crl", crl(t, ca, time.Now().Add(time.Hour), bad), 0o600)
+	bundle := put(t, t.TempDir(), "bundle", other.PEM(), 0o600)
+	key := func(m *Material, _ error) *x509.Certificate { return m.Certificate.Leaf }
+	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := key(selfMade(signer, time.Now().Add(-2*selfMadeTTL)))
+	id, err := keyID(signer.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := put(t, t.TempDir(), "keys", []byte(id.String()), 0o600)
+	before := openTrusting(t, ca, TrustConfig{Domains: []DomainConfig{{Name: "partner.example", Bundle: bundle}}, Keys: []string{keys}})
+	after := openTrusting(t, ca, TrustConfig{CRLs: []string{list}})
+	rotated := openTrusting(t, mustCA(t, testTD), TrustConfig{})
+	for _, tt := range []struct {
+		name string
+		s    *Source
+		cert *x509.Certificate
+		want Reason
+	}{
+		{"nothing is known", before, good, ""},
+		{"not revoked", after, good, ""},
+		{"revoked", after, bad, Revoked},
+		{"the CA was replaced", rotated, good, ""},
+		{"trust domain", before, partner, ""},
+		{"trust domain is believed no more", after, partner, OtherDomain},
+		{"self-made key", before, made, ""},
+		{"self-made key is listed no more", after, made, UnknownKey},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := doubted(t, tt.s, tt.cert); got != tt.want {
+				t.Errorf("doubted for %q, want %q", got, tt.want)
+			}
+		})
+	}
+}

@@ -43,13 +43,26 @@ func (s *Source) Identify(cs *tls.ConnectionState, at netip.Addr) (spiffe.ID, er
 }
 
 // Doubt returns why a peer whose connection stands is not believed any more, by the certificates that it has shown, nil
-// while it is. server tells that it was connected to: then a self-made key needs no entry in a list. The error is a
-// *PeerError.
+// while it is. server tells that it was connected to: then a self-made key needs no entry in a list. That its certificate
+// has ended is no doubt, and neither is it then that its CA is gone, which has ended too or will; what else is known
+// against it is. The error is a *PeerError.
 func (s *Source) Doubt(certs []*x509.Certificate, server bool) error {
+	m, now := s.Current(), time.Now()
+	role, verify := x509.ExtKeyUsageClientAuth, (func(spiffe.ID) error)(nil)
 	if server {
-		return verifyPeer(s.Current(), certs, x509.ExtKeyUsageServerAuth, func(spiffe.ID) error { return nil }, time.Now())
+		role, verify = x509.ExtKeyUsageServerAuth, func(spiffe.ID) error { return nil }
 	}
-	return verifyPeer(s.Current(), certs, x509.ExtKeyUsageClientAuth, nil, time.Now())
+	if len(certs) == 0 || !now.After(certs[0].NotAfter) {
+		return verifyPeer(m, certs, role, verify, now)
+	}
+	if id, err := identityOf(certs); err == nil && id.IsKey() { // of its certificate only the key counts
+		return verifyKey(m, id, role, verify, now, refuseAs(id))
+	}
+	err := verifyPeer(m, certs, role, verify, certs[0].NotAfter)
+	if refused, ok := errors.AsType[*PeerError](err); ok && refused.Reason == Untrusted {
+		return nil
+	}
+	return err
 }
 
 // Neighbour allows servers of the own trust domain, under whichever of its names (trust.aliases), and namespace: it is for
@@ -99,9 +112,7 @@ func verifyPeer(m *Material, certs []*x509.Certificate, role x509.ExtKeyUsage, v
 	leaf := certs[0]
 	// First of all who it says it is, so that every refusal can be recorded with it.
 	id, idErr := identityOf(certs)
-	refuse := func(reason Reason, err error, format string, args ...any) error {
-		return &PeerError{Reason: reason, ID: id, Detail: fmt.Sprintf(format, args...), Err: err}
-	}
+	refuse := refuseAs(id)
 	if idErr != nil {
 		return refuse(NoIdentity, idErr, "its certificate names no workload")
 	}
@@ -155,6 +166,12 @@ func verifyKey(m *Material, id spiffe.ID, role x509.ExtKeyUsage, verify func(spi
 
 // refuseFunc makes a *PeerError.
 type refuseFunc func(reason Reason, err error, format string, args ...any) error
+
+func refuseAs(id spiffe.ID) refuseFunc {
+	return func(reason Reason, err error, format string, args ...any) error {
+		return &PeerError{Reason: reason, ID: id, Detail: fmt.Sprintf(format, args...), Err: err}
+	}
+}
 
 // certificatesProblem checks what can be seen of certificates without knowing who has signed them.
 func certificatesProblem(certs []*x509.Certificate, role x509.ExtKeyUsage, now time.Time, refuse refuseFunc) error {
