@@ -119,16 +119,15 @@ func (m *manager) loop(ctx context.Context) error {
 		defer ticker.Stop()
 		look = ticker.C
 	}
-	changed := m.identity.changed()
+	changed, withdrawn := m.identity.changed(), m.tokens.changed()
 	for {
-		withdrawn := m.tokens.changed()
 		select {
 		case <-ctx.Done():
 			return m.drain(ctx.Err().Error(), alive.C)
 		case <-changed:
-			changed = m.recheck()
+			changed, withdrawn = m.recheck()
 		case <-withdrawn:
-			m.tunnel.Recheck()
+			changed, withdrawn = m.recheck()
 		case s := <-m.signals:
 			switch s {
 			case syscall.SIGUSR2:
@@ -137,7 +136,7 @@ func (m *manager) loop(ctx context.Context) error {
 				files.changed() // what is there now is about to be read
 				m.reload(ctx, "SIGHUP")
 				files.watch(m.watched())
-				changed = m.recheck()
+				changed, withdrawn = m.recheck()
 			default:
 				m.giveUpRestart()
 				return m.drain(s.String(), alive.C)
@@ -152,7 +151,7 @@ func (m *manager) loop(ctx context.Context) error {
 			if m.next == nil && files.changed() { // a new process reads it itself
 				m.reload(ctx, "a file changed")
 				files.watch(m.watched())
-				changed = m.recheck()
+				changed, withdrawn = m.recheck()
 			}
 		case <-beat.C:
 			m.heart.beat(m.log)
@@ -162,12 +161,12 @@ func (m *manager) loop(ctx context.Context) error {
 	}
 }
 
-// recheck looks at the peers again, as roots and revocation lists may have changed, and returns what tells when they
-// change next.
-func (m *manager) recheck() <-chan struct{} {
-	changed := m.identity.changed() // first, so that no change is missed
+// recheck looks at the peers and their tokens again, as roots, revocation lists and the keys of issuers may have changed, and
+// returns what tells when they change next.
+func (m *manager) recheck() (changed, withdrawn <-chan struct{}) {
+	changed, withdrawn = m.identity.changed(), m.tokens.changed() // first, so that no change is missed
 	m.tunnel.Recheck()
-	return changed
+	return changed, withdrawn
 }
 
 // watched are the files whose changes count.

@@ -100,20 +100,14 @@ func (t *tokens) verify(ctx context.Context, text string) (*tunnel.Token, error)
 			Issuer: token.Issuer, Subject: token.Subject, AuthorizedParty: token.AuthorizedParty, Audiences: token.Audiences, Claims: token.Claims,
 		},
 		Until: token.NotAfter,
-		Valid: func() bool { return t.takes(token.Issuer, token.Key) && v.Valid(token) },
+		Valid: func() bool { return t.takes(token) },
 	}, nil
 }
 
-// takes reports whether tokens of an issuer, or of a self-made key, are taken now.
-func (t *tokens) takes(issuer, key string) bool {
+// takes reports whether a token would be taken now, by the verifier that is in place: keys are followed there only.
+func (t *tokens) takes(token *jwt.Token) bool {
 	v := t.current.Load()
-	if v == nil {
-		return false
-	}
-	if key != "" {
-		return v.cfg.SelfSigned != nil
-	}
-	return slices.ContainsFunc(v.cfg.Issuers, func(i jwt.IssuerConfig) bool { return i.Issuer == issuer })
+	return v != nil && v.Valid(token)
 }
 
 // issuers are those of `tokens` and those that RequestAuthentications name, whose audiences policy looks at. Of an issuer that

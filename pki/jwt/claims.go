@@ -133,15 +133,15 @@ func (t *Token) readAudiences(by *issuer) error {
 	default:
 		return refuse(BadAudience, "aud is no text and no list of texts")
 	}
-	if by.anyAudience {
+	if by.isFor(t.Audiences) {
 		return nil
 	}
-	for _, ours := range by.audiences {
-		if slices.Contains(t.Audiences, ours) {
-			return nil
-		}
-	}
 	return refuse(BadAudience, "aud names none of the audiences of the configuration")
+}
+
+// isFor reports whether tokens for these audiences are taken.
+func (by *issuer) isFor(audiences []string) bool {
+	return by.anyAudience || slices.ContainsFunc(by.audiences, func(ours string) bool { return slices.Contains(audiences, ours) })
 }
 
 // readKubernetes checks the claims of a service account: kubernetes.io names it, and sub must say the same. Legacy

@@ -40,7 +40,7 @@ type source struct {
 	// immutable after newSource
 	load    func(ctx context.Context) (data []byte, life time.Duration, err error)
 	done    func(err error) // told of each refresh, by refreshLoop
-	changed func()          // called after keys were withdrawn, by refreshLoop
+	changed func()          // called after keys were withdrawn or read for the first time, by refreshLoop
 	stop    <-chan struct{} // closed when there will be no further refresh
 	kick    chan struct{}   // holds one value when asked is to be done now
 
@@ -142,15 +142,16 @@ func (s *source) refresh(ctx context.Context) (life time.Duration, err error) {
 // install puts a set in the place of the old one, and withdraws the keys that it has no more.
 func (s *source) install(data []byte) error {
 	var old []*verifyKey
-	if set := s.set.Load(); set != nil {
-		old = set.keys
+	before := s.set.Load()
+	if before != nil {
+		old = before.keys
 	}
 	keys, err := parseSet(data, old)
 	if err != nil {
 		return err
 	}
 	s.set.Store(&keySet{keys: keys, at: time.Now().Round(0)})
-	gone := false
+	gone := before == nil // a Verifier before this one may have had others
 	kept := make(map[*verifyKey]bool, len(keys))
 	for _, key := range keys {
 		kept[key] = true

@@ -191,10 +191,36 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Token, error) {
 }
 
 // Valid reports whether Verify would still take the token of t: it has not ended, and its key has not been withdrawn. It
-// is for flows that go on under a token: ask at t.NotAfter, and when Changed says so.
-func (v *Verifier) Valid(t *Token) bool { return !t.isOver(time.Now()) }
+// is for flows that go on under a token: ask at t.NotAfter, and when Changed says so. t may be of a Verifier that this one
+// has replaced; until the keys of its issuer are read here, those of that Verifier count.
+func (v *Verifier) Valid(t *Token) bool {
+	now := time.Now()
+	by := v.selfSigned
+	if t.Key == "" {
+		by = v.issuers[t.Issuer]
+	}
+	switch {
+	case by == nil:
+		return false
+	case by == t.by:
+		return !t.isOver(now)
+	case !now.Before(t.NotAfter), !by.isFor(t.Audiences), by.kubernetes && t.Kubernetes == nil:
+		return false
+	case by.pinned != nil:
+		return equalKeys(t.signed.public, by.pinned(t.Key))
+	case slices.ContainsFunc(by.fixed, t.signed.same):
+		return true
+	case by.source == nil:
+		return false
+	}
+	keys, set := by.source.current(now)
+	if set == nil {
+		return !t.isOver(now)
+	}
+	return slices.ContainsFunc(keys, t.signed.same)
+}
 
-// Changed returns a channel that is closed when an issuer withdraws a key. Take the channel first, then ask Valid, then
+// Changed returns a channel that is closed when an issuer withdraws a key, or its keys are read for the first time. Take the channel first, then ask Valid, then
 // wait: so no change is missed. What Env.PinnedKey allows is known to its owner and does not show here.
 func (v *Verifier) Changed() <-chan struct{} {
 	v.changedMu.Lock()

@@ -297,3 +297,52 @@ func TestVerifyEndOfContextIsFound(t *testing.T) {
 		t.Fatalf("Verify = %v, want %s and the end of the context", err, KeysUnavailable)
 	}
 }
+
+// A configuration that changes makes another Verifier; it decides about tokens that the one before has verified.
+func TestValidOfAnEarlierVerifier(t *testing.T) {
+	kept, gone := p256(), signer{"gone", ecKey(elliptic256())}
+	before := newVerifier(t, config(jwks(kept, gone)), Env{})
+	held, lost := wantTaken(t, before, kept.token(t, goodClaims(nil))), wantTaken(t, before, gone.token(t, goodClaims(nil)))
+	with := func(change func(*IssuerConfig)) Config {
+		c := config(jwks(kept))
+		change(&c.Issuers[0])
+		return c
+	}
+	file := writeFile(t, "keys", jwks(kept))
+	for _, tt := range []struct {
+		name       string
+		cfg        Config
+		kept, lost bool
+	}{
+		{"a key fewer", config(jwks(kept)), true, false},
+		{"from a file", with(func(c *IssuerConfig) { c.JWKS, c.JWKSFile = "", file }), true, false},
+		{"another audience", with(func(c *IssuerConfig) { c.Audiences = []string{"shop"} }), false, false},
+		{"of Kubernetes only", with(func(c *IssuerConfig) { c.Kubernetes = true }), false, false},
+		{"another issuer", with(func(c *IssuerConfig) { c.Issuer = "https://another.example" }), false, false},
+		{"keys that are not read yet", with(func(c *IssuerConfig) { c.JWKS, c.JWKSURI, c.LoopbackHTTP = "", "http://127.0.0.1:1/keys", true }), true, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			after := newVerifier(t, tt.cfg, Env{})
+			_ = before.Close()
+			if got := after.Valid(held); got != tt.kept {
+				t.Errorf("the token of the key that stays: Valid = %v, want %v", got, tt.kept)
+			}
+			if got := after.Valid(lost); got != tt.lost {
+				t.Errorf("the token of the key that goes: Valid = %v, want %v", got, tt.lost)
+			}
+		})
+	}
+}
+
+// The first keys of an issuer may lack one that a Verifier before has had, so that they are a change.
+func TestFirstKeysAreAChange(t *testing.T) {
+	s := newIssuerServer(t)
+	v := newVerifier(t, s.direct(), s.env())
+	changed := v.Changed()
+	wantTaken(t, v, p256().token(t, s.claims()))
+	select {
+	case <-changed:
+	case <-time.After(10 * time.Second):
+		t.Fatal("Changed did not say that there are keys")
+	}
+}
