@@ -173,6 +173,9 @@ func (v *view) text(a attribute, name string) (s string, seen bool) {
 	case ofSNI:
 		return v.SNI, v.SNI != "" || v.HTTP != nil
 	}
+	if a == ofPresenter && v.Token != nil {
+		return v.Token.AuthorizedParty, true
+	}
 	if v.HTTP == nil {
 		return "", false
 	}
@@ -184,10 +187,6 @@ func (v *view) text(a attribute, name string) (s string, seen bool) {
 	case ofHeader:
 		value, _ := v.HTTP.Header(name)
 		return value, true
-	case ofPresenter:
-		if v.Token != nil {
-			return v.Token.AuthorizedParty, true
-		}
 	}
 	return "", true
 }
@@ -203,12 +202,17 @@ func (v *view) matchText(a attribute, name string, values []stringMatch) truth {
 		return unknown
 	}
 	whole := a == ofPrincipal && v.Peer.IsKey() // which has to be named itself, as in allow entries
+	is := no
 	for i := range values {
-		if (!whole || values[i].kind == isExactly) && values[i].matches(s) {
+		switch {
+		case !values[i].matches(s):
+		case !whole || values[i].kind == isExactly:
 			return yes
+		default:
+			is = unknown // a DENY of all is one of it as well
 		}
 	}
-	return no
+	return is
 }
 
 // matchToken compares what a token says.

@@ -57,6 +57,9 @@ type Config struct {
 	TokenRules []TokenRule `yaml:"-"`
 	// Authorizers are the names of those that rules may ask.
 	Authorizers []string `yaml:"-"`
+	// TokenIssuers are those whose tokens count for every workload. Of other issuers that TokenRules name they count only for the
+	// workloads of those rules, and for others it is as if none was shown.
+	TokenIssuers []string `yaml:"-"`
 	// TokenSupport is what this hop can do with tokens.
 	TokenSupport TokenSupport `yaml:"-"`
 	// Namespace is that of this gateway.

@@ -142,6 +142,11 @@ func (p *Policy) decide(r *Request) Decision {
 		if d, refused := p.tokens.refuses(r); refused {
 			return d
 		}
+		if p.tokens.foreign(r) {
+			without := *r
+			without.Token = nil
+			r = &without
+		}
 	}
 	if p.rules == nil {
 		return p.decideWithout(r)

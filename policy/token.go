@@ -145,6 +145,7 @@ func (a *RequestAuthenticationSpec) TokenRules(o *Object) ([]TokenRule, []error)
 type tokenRules struct {
 	byNamespace map[string][]*TokenRule
 	known       map[*Workload][]*TokenRule
+	named       map[string]bool // issuers; true: they count for the workloads of their rules only
 }
 
 // compileTokens checks rules and makes them ready, nil if there are none.
@@ -152,7 +153,7 @@ func compileTokens(c *Config) (*tokenRules, []error) {
 	if len(c.TokenRules) == 0 {
 		return nil, nil
 	}
-	all := &tokenRules{byNamespace: make(map[string][]*TokenRule), known: make(map[*Workload][]*TokenRule, len(c.Workloads))}
+	all := &tokenRules{named: make(map[string]bool), byNamespace: make(map[string][]*TokenRule), known: make(map[*Workload][]*TokenRule, len(c.Workloads))}
 	var faults []error
 	for i := range c.TokenRules {
 		r := c.TokenRules[i]
@@ -173,6 +174,7 @@ func compileTokens(c *Config) (*tokenRules, []error) {
 			r.Timeout = defaultTokenTimeout
 		}
 		r.Scope = r.Scope.in(c.Namespace)
+		all.named[r.Issuer] = !slices.Contains(c.TokenIssuers, r.Issuer)
 		all.byNamespace[r.Scope.Namespace] = append(all.byNamespace[r.Scope.Namespace], &r)
 	}
 	for _, w := range c.Workloads {
@@ -322,6 +324,11 @@ func (p *Policy) AllTokenRules() []*TokenRule {
 	}
 	slices.SortFunc(list, func(a, b *TokenRule) int { return strings.Compare(a.Name+"\x00"+a.At, b.Name+"\x00"+b.At) })
 	return list
+}
+
+// foreign reports whether the token of r is of an issuer that counts for other workloads only.
+func (t *tokenRules) foreign(r *Request) bool {
+	return r.Token != nil && t.named[r.Token.Issuer] && len(t.of(r.Workload)) == 0
 }
 
 // refuses is the decision on a token that does not count for the workload; refused is false where nothing is wrong.

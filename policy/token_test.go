@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"culvert/pki/spiffe"
 )
 
 const someKeys = `{"keys": [{"kty": "EC"}]}`
@@ -210,5 +212,91 @@ func TestTrustDomainAliases(t *testing.T) {
 	}
 	if _, err := Compile(Config{TrustDomainAliases: []string{"Old/"}}); err == nil || !strings.Contains(err.Error(), "trustDomainAliases[0]") {
 		t.Errorf("an alias that is no trust domain: %v", err)
+	}
+}
+
+// A rule about tokens in one namespace makes nobody an issuer for another: there its tokens are none, unless the hop itself
+// believes the issuer.
+func TestIssuerOfAnotherNamespace(t *testing.T) {
+	cfg := Config{
+		TokenRules: []TokenRule{{Name: "lab", Scope: Scope{Namespace: "lab"}, Issuer: "https://lab", JWKS: someKeys}},
+		Rules:      []Rules{{Name: "people", Rules: []Rule{{From: []Source{{RequestPrincipals: []string{"*"}}}}}}},
+	}
+	for _, tt := range []struct {
+		name, issuer, namespace string
+		believed                []string
+		want                    bool
+	}{
+		{"where the rule is", "https://lab", "lab", nil, true},
+		{"elsewhere", "https://lab", "default", nil, false},
+		{"elsewhere, but the hop believes it", "https://lab", "default", []string{"https://lab"}, true},
+		{"of no rule", "https://one", "default", nil, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := cfg
+			c.TokenIssuers = tt.believed
+			p, err := Compile(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := asks(t, webID, "10.0.0.9:8080")
+			r.Workload = &Workload{Name: "w", Namespace: tt.namespace}
+			r.Token = &Token{Issuer: tt.issuer, Subject: "s"}
+			if d := p.Decide(r); d.Allow != tt.want {
+				t.Errorf("Decide = %+v, want Allow = %v", d, tt.want)
+			}
+			if r.Token == nil {
+				t.Error("the request was changed")
+			}
+		})
+	}
+}
+
+// What a token says is known where there is no HTTP, too.
+func TestPresenterOfATunnel(t *testing.T) {
+	for _, tt := range []struct {
+		token *Token
+		want  bool // of an ALLOW for the presenter, and of a DENY for another
+	}{{&Token{Issuer: "i", AuthorizedParty: "app"}, true}, {&Token{Issuer: "i", AuthorizedParty: "other"}, false}, {nil, false}} {
+		r := asks(t, webID, "10.0.0.9:8080")
+		r.Token = tt.token
+		when := []Condition{{Key: "request.auth.presenter", Values: []string{"app"}}}
+		if d := compileSets(t, Rules{Name: "a", Rules: []Rule{{When: when}}}).Decide(r); d.Allow != tt.want {
+			t.Errorf("ALLOW of %+v: %+v, want %v", tt.token, d, tt.want)
+		}
+		when[0].Values = []string{"other"}
+		if d := compileSets(t, Rules{Name: "d", Action: ActionDeny, Rules: []Rule{{When: when}}}).Decide(r); d.Allow != tt.want {
+			t.Errorf("DENY of %+v: %+v, want %v", tt.token, d, tt.want)
+		}
+	}
+}
+
+// A self-made key is taken by no wildcard of an ALLOW, and by each that it cannot be told from of a DENY.
+func TestKeysAndWildcards(t *testing.T) {
+	key := spiffe.KeyID([32]byte{1})
+	for _, tt := range []struct {
+		action          Action
+		principals, not []string
+		want            bool
+	}{
+		{ActionAllow, []string{"*"}, nil, false},
+		{ActionAllow, []string{key.String()}, nil, true},
+		{ActionAllow, nil, []string{"*"}, false},
+		{ActionDeny, []string{"*"}, nil, false},
+		{ActionDeny, []string{"cluster.local/*"}, nil, true},
+		{ActionDeny, nil, []string{"*"}, false},
+		{ActionDeny, nil, []string{key.String()}, true},
+		{ActionDeny, []string{key.String()}, nil, false},
+	} {
+		r := asks(t, webID, "10.0.0.9:8080")
+		r.Peer = key
+		set := Rules{Name: "r", Action: tt.action, Rules: []Rule{{From: []Source{{Principals: tt.principals, NotPrincipals: tt.not}}}}}
+		p, err := Compile(Config{Rules: []Rules{set}, Allow: map[bool][]string{true: {key.String()}}[tt.action == ActionDeny]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := p.Decide(r); d.Allow != tt.want {
+			t.Errorf("%s %v, not %v: %+v, want Allow = %v", tt.action, tt.principals, tt.not, d, tt.want)
+		}
 	}
 }

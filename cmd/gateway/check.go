@@ -94,6 +94,7 @@ func checkPolicies(cfg *Config, f *faults) {
 		read = readBounded
 	}
 	cfg.Policy.TrustDomainAliases = cfg.Trust.Aliases
+	cfg.Policy.TokenIssuers = cfg.Tokens.Names()
 	cfg.policies = readPoliciesBy(cfg.Policy.Files, f, read)
 	cfg.policies.compile(policy.Config{Authorizers: cfg.Policy.Authorizers})
 	cfg.policies.checkTokens(cfg)

@@ -67,6 +67,7 @@ func newCandidate(p *policies, allow []string, cfg *Config) *candidate {
 	if cfg != nil {
 		c.complete, c.name = true, cfg.Name
 		c.base.Allow, c.base.TrustDomainAliases = append(slices.Clone(cfg.Policy.Allow), allow...), cfg.Trust.Aliases
+		c.base.TokenIssuers = cfg.Tokens.Names()
 		for i := range cfg.Workloads {
 			c.addWorkload(&cfg.Workloads[i])
 		}

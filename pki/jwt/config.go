@@ -91,6 +91,14 @@ type SelfSignedConfig struct {
 // IsZero reports whether c takes no token at all.
 func (c *Config) IsZero() bool { return len(c.Issuers) == 0 && c.SelfSigned == nil }
 
+// Names are the issuers, as tokens have them.
+func (c *Config) Names() (list []string) {
+	for i := range c.Issuers {
+		list = append(list, c.Issuers[i].Issuer)
+	}
+	return list
+}
+
 // Validate reports all problems that can be seen without reading a file, joined; each is a *ConfigError.
 func (c *Config) Validate() error {
 	var p problems
