@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -280,7 +281,7 @@ func (f *Flow) localBaggage() string {
 
 // Refuse answers with the status and the Proxy-Status of err, and no body.
 func (a *connected) Refuse(f *Flow, err error) {
-	if CauseOf(err) == CauseExpired {
+	if errors.Is(err, errExpired) { // of this peer: a hop may say what it likes
 		// Nothing was done, so that the peer may ask again on a connection with a new certificate (RFC 9113, section 8.7).
 		f.from.leave()
 		a.s.Stream.Reset(h2.RefusedStream)

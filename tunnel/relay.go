@@ -210,8 +210,10 @@ func (f *Flow) relay(accepted Conn, ahead []byte, opened Conn) {
 			f.askAgain(f.g.base, q)
 		}
 	}
-	if why := f.tokenProblem(time.Now(), f.g.plan.Load().expiryEnds); why != nil { // Recheck did not wait for it either
-		f.cut(why)
+	if f.shown != nil {
+		if why := f.tokenProblem(time.Now(), f.g.plan.Load().expiryEnds); why != nil { // Recheck did not wait for it either
+			f.cut(why)
+		}
 	}
 	f.left.Store(2)
 	fromAccepted, acceptedPipes := accepted.(Stream)

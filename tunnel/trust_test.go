@@ -17,6 +17,7 @@ import (
 
 	"culvert/pki/spiffe"
 	"culvert/tunnel"
+	"culvert/tunnel/h2"
 	"culvert/tunnel/tunneltest"
 	"culvert/tunnel/tunneltest/memnet"
 )
@@ -247,4 +248,26 @@ func TestRecheckAfterExpiry(t *testing.T) {
 			t.Errorf("the flow reads %v, want ECONNRESET", err)
 		}
 	})
+}
+
+// A hop that says that a certificate has expired says nothing about the peer that has asked here: that is answered, and its
+// connection goes on.
+func TestHopThatSaysExpired(t *testing.T) {
+	p := tunneltest.NewPair(t, tunneltest.Options{Exit: func(c *tunnel.Config) {
+		c.Hops = map[string]tunnel.HopConfig{"far": {Address: "10.0.0.3:15008"}}
+		c.Routes = []tunnel.RouteConfig{{Via: []string{"far"}}}
+	}})
+	newFakeHop(t, p.Net, p.CA.Issue(t, "cluster.local", "default", "far"), "10.0.0.3:15008", func(s *h2.Stream) {
+		defer s.Close()
+		_ = s.Respond(&h2.Header{Status: 401, Fields: []h2.Field{{Name: "proxy-status", Value: `far; error=http_request_denied; details="certificate expired"`}}}, true)
+	})
+	peer := mustPeer(t, p.Net, p.CA.Issue(t, "cluster.local", "default", "entry"), tunneltest.ExitListen)
+	for range 2 {
+		if got, status := peer.status("192.0.2.1:80"); got != 401 {
+			t.Fatalf("status %d (%s), want 401", got, status)
+		}
+	}
+	if peer.conn.Draining() {
+		t.Error("the connection of the peer takes no more streams")
+	}
 }
