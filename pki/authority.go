@@ -82,6 +82,7 @@ type Authority struct {
 	signMu   sync.Mutex
 	unlock   func() // guarded by signMu: lets other processes sign
 
+	waiting   atomic.Int64 // requests that wait for a change
 	changedMu sync.Mutex
 	changed   chan struct{} // guarded by changedMu: closed at the next change of bundle or CRL
 }

@@ -203,10 +203,17 @@ func (a *Authority) inGrace(c *x509.Certificate, now time.Time) bool {
 	return a.cfg.Grace > 0 && now.Before(c.NotAfter.Add(a.cfg.Grace))
 }
 
-// serveFile serves what everybody may read. Who knows the present state of it (If-None-Match) and is ready to wait (Prefer:
-// wait=SECONDS; RFC 7240, section 4.3) is answered when it changes, so that what is revoked is known everywhere at once.
+// serveFile serves what everybody may read. A member that knows the present state of it (If-None-Match) and is ready to wait (Prefer:
+// wait=SECONDS; RFC 7240, section 4.3) is answered when it changes, so that what is revoked is known everywhere at once. Strangers,
+// and members beyond caMaxWaiting, are answered at once.
 func (a *Authority) serveFile(ctx context.Context, w http.ResponseWriter, r *http.Request) {
 	wait := waitOf(r)
+	if wait > 0 {
+		defer a.waiting.Add(-1)
+		if a.waiting.Add(1) > caMaxWaiting || r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+			wait = 0 // it asks again in its own time
+		}
+	}
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(wait + caWriteTimeout)) // both versions of HTTP have it
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
@@ -231,8 +238,12 @@ func (a *Authority) serveFile(ctx context.Context, w http.ResponseWriter, r *htt
 	}
 }
 
-// caMaxWait is how long a request may wait for a change.
-const caMaxWait = time.Minute
+const (
+	// caMaxWait is how long a request may wait for a change.
+	caMaxWait = time.Minute
+	// caMaxWaiting is how many may wait. Each holds a connection, of which half are left for those that want a certificate.
+	caMaxWaiting = caMaxConns / 2
+)
 
 // waitOf is how long the client wants to wait for a change.
 func waitOf(r *http.Request) time.Duration {

@@ -350,3 +350,64 @@ func BenchmarkSignCSR(b *testing.B) {
 		n++
 	}
 }
+
+// Only members may wait for changes, and no more of them than leaves room for others: the rest is answered at once.
+func TestWaitingIsBounded(t *testing.T) {
+	a := newAuthority(t, AuthorityConfig{Names: []string{"localhost"}})
+	a.serve("")
+	member, err := newState(a.join(webID(t)), "", nil).load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(certs ...tls.Certificate) int {
+		conf := a.clientTLS()
+		conf.Certificates = certs
+		tr := &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true}
+		defer tr.CloseIdleConnections()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		do := func(tag string) *http.Response {
+			req, err := http.NewRequestWithContext(ctx, http.MethodHead, "https://"+a.addr+"/crl", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tag != "" {
+				req.Header.Set("If-None-Match", tag)
+				req.Header.Set("Prefer", "wait=60")
+			}
+			resp, err := (&http.Client{Transport: tr}).Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = resp.Body.Close()
+			return resp
+		}
+		return do(do("").Header.Get("ETag")).StatusCode
+	}
+	if got := ask(); got != http.StatusNotModified {
+		t.Errorf("a stranger gets %d, want 304 at once", got)
+	}
+	a.waiting.Store(caMaxWaiting)
+	if got := ask(member.Certificate); got != http.StatusNotModified {
+		t.Errorf("a member that there is no room for gets %d, want 304 at once", got)
+	}
+	a.waiting.Store(0)
+	got := make(chan int, 1)
+	go func() { got <- ask(member.Certificate) }() // ends with its answer, which is waited for
+	for a.waiting.Load() != 1 {
+		select {
+		case status := <-got:
+			t.Fatalf("a member gets %d at once, and there was room to wait", status)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	if _, err := a.Revoke(webID(t).String()); err != nil {
+		t.Fatal(err)
+	}
+	if status := <-got; status != http.StatusOK {
+		t.Errorf("a member that waited gets %d, want 200", status)
+	}
+	if n := a.waiting.Load(); n != 0 {
+		t.Errorf("%d wait still", n)
+	}
+}
