@@ -71,6 +71,7 @@ type Flow struct {
 const (
 	markAudit    = 1 << iota // a rule watches it
 	markRecorded             // it counts in no limit any more; set with mu held
+	markReported             // what rules in report would do was told
 )
 
 // marked reports whether the flow has a mark.

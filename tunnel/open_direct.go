@@ -158,6 +158,7 @@ func (f *Flow) authorizeAddrs(ctx context.Context, addrs []netip.Addr) error {
 	for _, r.Addr = range addrs {
 		r.Workload = f.plan.workloadOf(Target{Addr: r.Addr})
 		d := f.plan.decide(&r)
+		f.g.report(f, &d)
 		if !d.Allow {
 			f.asked = askedDeny
 			return denied(&d)

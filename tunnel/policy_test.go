@@ -152,3 +152,36 @@ func TestPolicyOfRemoteAddress(t *testing.T) {
 		})
 	}
 }
+
+// A rule in report that asks for an address tells what it would do when the name is resolved, and a rule that does not tells it
+// once.
+func TestPolicyInReportOfResolvedAddresses(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		when []policy.Condition
+	}{
+		{"by address", []policy.Condition{{Key: "destination.ip", Values: []string{"10.7.0.0/16"}}}},
+		{"by port", []policy.Condition{{Key: "destination.port", Values: []string{"80"}}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := tunneltest.NewPair(t, tunneltest.Options{
+				Exit: func(c *tunnel.Config) {
+					c.Routes = []tunnel.RouteConfig{{Hosts: []string{"shop.example"}}}
+					c.Policy.Rules = []policy.Rules{{Name: "closed", Action: policy.ActionDeny, Mode: policy.ModeReport, Rules: []policy.Rule{{When: tt.when}}}}
+				},
+				ExitEnv: func(e *tunnel.Env) {
+					e.Resolve = func(context.Context, string) ([]netip.Addr, error) {
+						return []netip.Addr{netip.MustParseAddr("10.7.0.9"), netip.MustParseAddr("10.7.0.10")}, nil
+					}
+				},
+			})
+			p.Echo(t, "10.7.0.9:80")
+			p.Echo(t, "10.7.0.10:80")
+			wantEcho(t, dialed(t, p.Entry, "apps", "shop.example:80"), "hello")
+			waitUntil(t, "the record", func() bool { return strings.Contains(p.Log.String(), "msg=flow ") })
+			if n := strings.Count(p.Log.String(), `msg="policy in report"`); n != 1 {
+				t.Errorf("it was told %d times, want once:\n%s", n, p.Log.String())
+			}
+		})
+	}
+}

@@ -176,9 +176,9 @@ func (f *Flow) decideAgain(p *plan) *asks {
 	return (*asks)(nil).with(&r, &d)
 }
 
-// report tells what the rules that are not in force yet would have decided.
+// report tells, once, what the rules that are not in force yet would have decided.
 func (g *Gateway) report(f *Flow, d *policy.Decision) {
-	if d.Report == nil {
+	if d.Report == nil || f.marks.Or(markReported)&markReported != 0 {
 		return
 	}
 	g.env.Log.LogAttrs(g.base, slog.LevelWarn, "policy in report", slog.String("flow", strconv.FormatUint(f.id, 16)), slog.String("peer", f.Peer.String()),
