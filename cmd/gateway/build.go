@@ -62,12 +62,13 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 		return nil, err
 	}
 	b.asked = b.newAuthorizers()
-	if err := b.openTokens(cfg, p); err != nil {
-		return nil, err
-	}
+	b.tokens = b.newTokens()
 	cfg.Config.Reserved = b.reserved()
 	b.tunnel, err = tunnel.New(&cfg.Config, b.env()) // policy, hops, routes
 	if err != nil {
+		return nil, err
+	}
+	if err := b.openTokens(cfg, p); err != nil {
 		return nil, err
 	}
 	if err := b.openAuthorizers(); err != nil {
@@ -126,11 +127,15 @@ func (b *parts) openNames(cfg *Config) error {
 	return nil
 }
 
-// openTokens makes what verifies tokens. The keys of issuers are fetched by connections that are marked as the gateway's own.
-func (b *parts) openTokens(cfg *Config, p *places) error {
-	b.tokens = &tokens{log: b.log.Logger, pinned: b.identity.pinned, dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+// newTokens makes what verifies tokens. The keys of issuers are fetched by connections that are marked as the gateway's own.
+func (b *parts) newTokens() *tokens {
+	return &tokens{log: b.log.Logger, pinned: b.identity.pinned, dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
 		return b.tunnel.DialOwn(ctx, network, addr)
 	}}
+}
+
+// openTokens puts the issuers in place. The tunnel is there by then, for their keys are fetched through it at once.
+func (b *parts) openTokens(cfg *Config, p *places) error {
 	v, err := b.tokens.prepare(cfg)
 	if err != nil {
 		return tokenFaults(cfg, p, err)
