@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"crypto"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"reflect"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"culvert/pki/jwt"
@@ -120,13 +122,32 @@ func (c *Config) issuers() jwt.Config {
 		if slices.ContainsFunc(of.Issuers, func(i jwt.IssuerConfig) bool { return i.Issuer == r.Issuer }) {
 			continue
 		}
-		of.Issuers = append(of.Issuers, jwt.IssuerConfig{Issuer: r.Issuer, AnyAudience: true, JWKS: r.JWKS, JWKSURI: r.JWKSURI, LoopbackHTTP: true})
+		of.Issuers = append(of.Issuers, issuerOf(r))
 	}
 	return of
 }
 
-// checkTokens notes what is wrong with the issuers of policies: those that give other keys to an issuer than another, and
-// what is not done as they say.
+// issuerOf is the issuer that a RequestAuthentication names.
+func issuerOf(r *policy.TokenRule) jwt.IssuerConfig {
+	return jwt.IssuerConfig{Issuer: r.Issuer, AnyAudience: true, JWKS: r.JWKS, JWKSURI: r.JWKSURI, LoopbackHTTP: r.JWKSURI != ""}
+}
+
+// eachTokenFault calls note with each fault that jwt.Config.Validate has joined.
+func eachTokenFault(err error, note func(*jwt.ConfigError)) {
+	many, _ := err.(interface{ Unwrap() []error })
+	if many == nil {
+		return
+	}
+	for _, one := range many.Unwrap() {
+		var e *jwt.ConfigError
+		if errors.As(one, &e) {
+			note(e)
+		}
+	}
+}
+
+// checkTokens notes what is wrong with the issuers of policies: keys that cannot be used, those that give other keys to an
+// issuer than another, and what is not done as they say.
 func (p *policies) checkTokens(c *Config) {
 	first := make(map[string]int)
 	for i := range p.tokens {
@@ -142,6 +163,8 @@ func (p *policies) checkTokens(c *Config) {
 		}
 		if j, known := first[r.Issuer]; !known {
 			first[r.Issuer] = i
+			of := jwt.Config{Issuers: []jwt.IssuerConfig{issuerOf(r)}}
+			eachTokenFault(of.Validate(), func(e *jwt.ConfigError) { note(strings.TrimPrefix(e.Field, "issuers[0]."), "%s", e.What) })
 		} else if other := &p.tokens[j]; other.JWKS != r.JWKS || other.JWKSURI != r.JWKSURI {
 			note("issuer", "has other keys than in %s (%s); an issuer has one set of keys here: write it in `tokens` of the configuration", other.Name, other.Place)
 		}

@@ -180,6 +180,54 @@ routes:
 	exit.metric(`culvert_flows_ended_total{cause="revoked"} 1`)
 }
 
+// The keys of a RequestAuthentication may stand in it.
+func TestTokensOfKeysInAPolicy(t *testing.T) {
+	m := newMesh(t)
+	i := newOIDCIssuer(t)
+	answer := must(i.server.Client().Get(i.server.URL + "/keys"))
+	keys := must(io.ReadAll(answer.Body))
+	_ = answer.Body.Close()
+	m.write("policy.yaml", fmt.Appendf(nil, `apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: people, namespace: default}
+spec:
+  jwtRules:
+  - {issuer: %q, audiences: [mesh], jwks: %q}
+---
+rules:
+- {name: people, from: [{requestPrincipals: ["*"]}]}
+`, i.server.URL, keys))
+	ln, adm := listenLoopback(t), listenLoopback(t)
+	m.write("exit.yaml", fmt.Appendf(nil, `%spolicy: {files: [policy.yaml]}
+admin: {address: "%s"}
+listeners:
+- {name: mesh, kind: hbone, address: "%s"}
+routes:
+- {listeners: [mesh], destinations: [local]}
+`, m.yaml("exit"), adm.Addr(), ln.Addr()))
+	exit := &running{address: ln.Addr().String(), admin: adm.Addr().String()}
+	exit.process = gatewayProcess(t, "run", "-c", m.path("exit.yaml")).inherit(ln, adm).start()
+	exit.ready()
+	target := echoServer(t)
+	conn := must(m.connectAs("entry", exit.address))
+	for _, tt := range []struct {
+		name, token string
+		want        int
+	}{
+		{"with a token", "Bearer " + i.token("ann", "mesh"), 200},
+		{"of another audience", "Bearer " + i.token("ann", "other"), 401},
+		{"without one", "", 401},
+	} {
+		h := &h2.Header{Method: "CONNECT", Authority: target}
+		if tt.token != "" {
+			h.Fields = []h2.Field{{Name: "authorization", Value: tt.token}}
+		}
+		if got, status := askStatus(t, conn, h); got != tt.want {
+			t.Errorf("%s: status %d (%s), want %d", tt.name, got, status, tt.want)
+		}
+	}
+}
+
 // What is wrong with issuers is told with its line, and a gateway does not start with it.
 func TestIssuersThatCannotBeUsed(t *testing.T) {
 	rule := func(of string) string {
@@ -194,6 +242,7 @@ policy: {files: [p.yaml]}
 		{"no audience", gateway + "tokens:\n  issuers:\n  - {issuer: \"https://i.example\", jwksUri: \"https://i.example/keys\"}\n", "rules: []", "gw.yaml:6: "},
 		{"a field that is none", gateway + "tokens: {issuer: x}\n", "rules: []", "gw.yaml:4: "},
 		{"two sets of keys of one issuer", gateway, rule("  - {issuer: i, jwksUri: \"https://i.example/a\"}\n  - {issuer: i, jwksUri: \"https://i.example/b\"}\n"), "p.yaml:7: "},
+		{"keys that cannot be used", gateway, rule("  - {issuer: i, jwks: '{\"keys\": [{\"kty\": \"oct\"}]}'}\n"), "p.yaml:6: spec.jwtRules[0].jwks: "},
 		{"a time that is not kept", gateway, rule("  - {issuer: i, jwksUri: \"https://i.example/a\", timeout: 3s}\n"), "p.yaml:6: "},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -91,7 +91,7 @@ func (v *validator) join(path string, err error) {
 			what = strings.TrimPrefix(what, identity.Field+" ")
 		}
 	case errors.As(err, &token):
-		path, what = path+"."+token.Field, token.What
+		path, what = path+"."+token.Field, token.Field+": "+token.What
 		if token.Err != nil {
 			what += ": " + token.Err.Error()
 		}
