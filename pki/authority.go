@@ -108,11 +108,15 @@ func OpenAuthority(dir string, cfg AuthorityConfig, log *slog.Logger) (*Authorit
 		return nil, fmt.Errorf("certificates that ended %v ago are not renewed; it must be %v or less", cfg.Grace, maxGrace)
 	}
 	if cfg.TTL < minIssueTTL || cfg.MaxTTL < cfg.TTL || cfg.MaxTTL > interTTL/2 {
-		return nil, fmt.Errorf("certificates for %v, at most %v, are not issued; it must be %v or more, and at most %v", cfg.TTL, cfg.MaxTTL, minIssueTTL, interTTL/2)
+		return nil, &ConfigError{Field: "ttl", Reason: BadValue, Detail: fmt.Sprintf("certificates for %v, at most %v, are not issued", cfg.TTL, cfg.MaxTTL),
+			Mend: fmt.Sprintf("it must be %v or more, and no more than the greatest, which may be %v", minIssueTTL, interTTL/2)}
 	}
 	a := &Authority{dir: dir, cfg: cfg, log: log, changed: make(chan struct{})}
 	lock := openStateDir
 	if cfg.MustExist {
+		if !exists(dir) {
+			return nil, errNoCA(dir)
+		}
 		lock = lockStateDir
 	}
 	unlock, err := lock(dir)
@@ -149,13 +153,18 @@ func OpenAuthority(dir string, cfg AuthorityConfig, log *slog.Logger) (*Authorit
 	return a, a.updateLocked(nil)
 }
 
+// errNoCA is for a folder in which a CA has to be.
+func errNoCA(dir string) error {
+	return &ConfigError{Field: caCertFile, File: dir, Reason: Missing, Detail: "there is no CA here",
+		Mend: "name the folder with --state DIR, or make the CA with gateway ca serve"}
+}
+
 // makeRoot makes a root if there is nothing of one.
 func (a *Authority) makeRoot() error {
 	td := a.cfg.TrustDomain
 	st := newState(a.dir, "", a.log)
 	if a.cfg.MustExist && !exists(st.cfg.Roots) {
-		return &ConfigError{Field: caCertFile, File: a.dir, Reason: Missing, Detail: "there is no CA here",
-			Mend: "name the folder with --state DIR, or make the CA with gateway ca serve"}
+		return errNoCA(a.dir)
 	}
 	if td == "" || exists(st.cfg.Roots) || exists(filepath.Join(a.dir, caKeyFile)) {
 		_, err := st.ca() // as `gateway run` does
@@ -262,7 +271,7 @@ func (a *Authority) writer() (*ledger, error) {
 	}
 	unlock, err := lockDir(a.path(""))
 	if err != nil {
-		return nil, fmt.Errorf("another process signs with the CA in %s: %w", a.dir, err)
+		return nil, fmt.Errorf("another process signs with the CA in %s, such as gateway ca serve; end that one first, or name another folder: %w", a.dir, err)
 	}
 	l, err := readLedger(a.path(ledgerFile), time.Now())
 	if err == nil {

@@ -408,7 +408,7 @@ func TestOpenAuthorityRefuses(t *testing.T) {
 		{"a host that joined", joined, AuthorityConfig{}, "a host that joined it has none"},
 		{"a root without a trust domain", foreign, AuthorityConfig{}, "names no trust domain"},
 		{"no CA", t.TempDir(), AuthorityConfig{MustExist: true}, "there is no CA here"},
-		{"no folder", filepath.Join(t.TempDir(), "none"), AuthorityConfig{MustExist: true}, "cannot be looked at"},
+		{"no folder", filepath.Join(t.TempDir(), "none"), AuthorityConfig{MustExist: true}, "there is no CA here"},
 		{"a damaged state", open.dir, AuthorityConfig{}, "state.json"},
 		{"certificates for seconds", t.TempDir(), AuthorityConfig{TTL: time.Second}, "not issued"},
 		{"certificates for a year", t.TempDir(), AuthorityConfig{TTL: 365 * 24 * time.Hour}, "not issued"},

@@ -113,7 +113,7 @@ func (a *Authority) redeem(token, addr, csrPEM string) (grant Grant, csr *x509.C
 	}
 	if found == nil {
 		a.guesses.wrong(addr, now)
-		return grant, nil, wrongToken("the join token is not known here; it may be of another CA, or long expired")
+		return grant, nil, wrongToken("the join token is not known here; it may be of another CA, or long expired; have a new one made by gateway ca token")
 	}
 	grant = Grant{ID: found.ID, Names: found.Names}
 	if csr, err = parseCSR(csrPEM); err != nil {

@@ -111,6 +111,7 @@ func (f *caFlags) faults() (entries []workloadapi.Entry, err error) {
 	_, err = parseLevel(f.log.Level)
 	note("--log-level", err)
 	note("--log-format", checkLogFormat(f.log.Format))
+	note("--listen", checkListenAddress(f.listen))
 	for _, text := range f.workloads {
 		e, err := workloadapi.ParseEntry(text)
 		if err == nil {
@@ -194,10 +195,13 @@ func (f *caFlags) serve(cmd *cobra.Command) error {
 	}
 	a, err := pki.OpenAuthority(dir, f.cfg, log.Logger)
 	if err != nil {
-		return err
+		return flagFault(err)
 	}
 	defer a.Close()
-	if err := errors.Join(a.Claim(), a.SetAddress(addr)); err != nil {
+	if err := a.Claim(); err != nil { // before the address: that of the process that signs stays
+		return err
+	}
+	if err := a.SetAddress(addr); err != nil {
 		return err
 	}
 	run, ctx := errgroup.WithContext(ctx)
@@ -292,7 +296,7 @@ func caRevokeCommand() *cobra.Command {
 		Use:   "revoke SERIAL|SPIFFE-ID",
 		Short: "Revoke a certificate, or an identity: all that it has, and what it would get",
 		Long: `Revoke all certificates of an identity, which also gets none any more until it joins with a new token; or
-one certificate, by its serial number. They are in the CRL at once, which members fetch when they renew.`,
+one certificate, by its serial number. They are in the CRL at once, and members that reach the CA know it at once.`,
 		Args: oneArg("SERIAL|SPIFFE-ID", "spiffe://cluster.local/ns/default/sa/two"),
 	}
 	state := stateFlag(cmd.Flags())
@@ -303,9 +307,14 @@ one certificate, by its serial number. They are in the CRL at once, which member
 		}
 		defer a.Close()
 		n, err := a.Revoke(args[0])
-		if err == nil {
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "revoked %s: %d more certificates in the CRL\n", args[0], n)
+		if err != nil {
+			return failed(err)
 		}
+		what := fmt.Sprintf("%s more in the CRL", count(n, "certificate", "certificates"))
+		if n == 0 {
+			what = "no certificate more, for none is live that was not revoked before; see whether that is who you mean"
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "revoked %s: %s\n", args[0], what)
 		return failed(err)
 	}
 	return cmd
@@ -333,8 +342,9 @@ one is no longer trusted. Between steps all members have to renew; before that t
 		if err != nil {
 			return failed(err)
 		}
-		what := phase.String()
+		what := "the old root is trusted no more; the rotation is over"
 		if phase != pki.PhaseNone {
+			what = phase.String()
 			next := "the next step may follow at once"
 			if !ready.IsZero() {
 				next = "the next step may follow at " + ready.Format(time.RFC3339)

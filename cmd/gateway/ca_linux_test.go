@@ -27,6 +27,8 @@ func TestCACommandsRefuse(t *testing.T) {
 		want string
 	}{
 		{[]string{"ca", "show", "--state=" + empty}, exitFailure, "there is no CA here"},
+		{[]string{"ca", "show", "--state=" + filepath.Join(dir, "none")}, exitFailure, "make the CA with gateway ca serve"},
+		{[]string{"join", "--ca=127.0.0.1:1", "--pin=" + pin, "--token=t", "--state=" + empty}, exitFailure, "see whether one runs there"},
 		{[]string{"ca", "token", "two", state}, exitUsage, "it should be like spiffe://"},
 		{[]string{"ca", "token", state}, exitUsage, "takes one SPIFFE-ID"},
 		{[]string{"ca", "token", "spiffe://cluster.local/ns/default/sa/two", state}, exitFailure, "--ca HOST:PORT"},
@@ -40,13 +42,13 @@ func TestCACommandsRefuse(t *testing.T) {
 		{[]string{"ca", "serve", "--workload-api=/x", "--workload=uid=1=spiffe://A/b", state}, exitUsage, "lower case"},
 		{[]string{"ca", "serve", "--address=here", state}, exitUsage, "--address"},
 		{[]string{"ca", "serve", "--log-level=loud", state}, exitUsage, "--log-level"},
-		{[]string{"ca", "serve", "--listen=nowhere:x", state}, exitFailure, "--listen ADDR"},
-		{[]string{"ca", "serve", "--listen=127.0.0.1:0", "--max-ttl=100000h", state}, exitFailure, "not issued"},
+		{[]string{"ca", "serve", "--listen=nowhere:x", state}, exitUsage, "--listen: "},
+		{[]string{"ca", "serve", "--listen=127.0.0.1:0", "--max-ttl=100000h", state}, exitUsage, "not issued"},
 		{[]string{"ca", "serve", "--listen=127.0.0.1:0", "--workload-api=relative", state}, exitFailure, "must be absolute"},
 		{[]string{"ca", "nonsense"}, exitUsage, "unknown command"},
 		{[]string{"join"}, exitUsage, "required"},
-		{[]string{"join", "--ca=h:1", "--pin=x", "--token=t", "--state=" + empty}, exitFailure, "sha256:"},
-		{[]string{"join", "--ca=h", "--pin=" + pin, "--token=t", "--state=" + empty}, exitFailure, "no address of a CA"},
+		{[]string{"join", "--ca=h:1", "--pin=x", "--token=t", "--state=" + empty}, exitUsage, "sha256:"},
+		{[]string{"join", "--ca=h", "--pin=" + pin, "--token=t", "--state=" + empty}, exitUsage, "no address of a CA"},
 		{[]string{"join", "--ca=127.0.0.1:1", "--pin=" + pin, "--token=t", state}, exitFailure, "CA that issues to others"},
 		{[]string{"join", "--ca=127.0.0.1:1", "--pin=" + pin, "--token=t", "--state=" + filepath.Join(dir, "own")}, exitFailure, "--replace"},
 	} {
@@ -71,13 +73,27 @@ func TestCACommands(t *testing.T) {
 		{"ca rotate --auto", "a new root is announced, the old one signs; the next step may follow at"},
 		{"ca rotate --now", "the new root signs"},
 		{"ca show", "rotation:    the new root signs"},
-		{"ca revoke spiffe://example.org/ns/a/sa/b", "0 more certificates"},
+		{"ca revoke spiffe://example.org/ns/a/sa/b", "see whether that is who you mean"},
 		{"ca show", "barred:      spiffe://example.org/ns/a/sa/b"},
 	} {
 		args := append(strings.Fields(step.args), state)
 		if code, stdout, stderr := runGateway(t, args...); code != exitOK || !strings.Contains(stdout, step.want) {
 			t.Errorf("%s = %d: %s%s, want %q", step.args, code, stdout, stderr, step.want)
 		}
+	}
+	// A second server changes nothing, the address in the commands included.
+	address := func() string {
+		_, stdout, _ := runGateway(t, "ca", "show", state)
+		_, after, _ := strings.Cut(stdout, "address:")
+		line, _, _ := strings.Cut(after, "\n")
+		return line
+	}
+	before := address()
+	if code, _, stderr := runGateway(t, "ca", "serve", state, "--listen=127.0.0.1:0"); code != exitFailure || !strings.Contains(stderr, "end that one first") {
+		t.Errorf("a second ca serve = %d: %s", code, stderr)
+	}
+	if after := address(); after != before {
+		t.Errorf("a second ca serve has made the address %s of%s", after, before)
 	}
 	ca.signal(syscall.SIGTERM)
 	if code := ca.wait(); code != exitOK || !strings.Contains(ca.stderr.String(), "CA ended") {

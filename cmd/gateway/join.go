@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -46,17 +47,30 @@ folder afterwards has that identity, and renews it by itself.`,
 		defer cancel()
 		m, err := pki.Join(ctx, cfg)
 		if err != nil {
-			return failed(err)
+			return failed(flagFault(err))
 		}
 		flag := ""
 		if cmd.Flags().Changed("state") {
 			flag = " --state " + cfg.Dir
 		}
 		_, err = fmt.Fprintf(cmd.OutOrStdout(), `joined as %s, until %s and then renewed
-  gateway run%s --hbone :15008                                     let other members reach this host
-  gateway run%[3]s --via HOST:15008 --socks 127.0.0.1:1080          reach others through theirs
+  gateway run%s --hbone :15008                               let other members reach this host
+  gateway run%[3]s --via HOST:15008 --socks 127.0.0.1:1080    reach others through theirs
 `, m.ID, m.NotAfter.UTC().Format(time.RFC3339), flag)
 		return failed(err)
 	}
 	return cmd
+}
+
+// flagFault makes a fault of the flag that a setting came from, if err is about a setting and not about a file.
+func flagFault(err error) error {
+	var setting *pki.ConfigError
+	if !errors.As(err, &setting) || setting.File != "" {
+		return err
+	}
+	what := setting.Detail
+	if setting.Mend != "" {
+		what += "; " + setting.Mend
+	}
+	return (&faults{list: []fault{{flag: "--" + setting.Field, what: what}}}).err()
 }

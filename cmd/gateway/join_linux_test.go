@@ -89,7 +89,7 @@ func TestNetnsJoin(t *testing.T) {
 	// live flow of the third ends there.
 	live := h.far.opens("127.0.0.1:9001", appAddr)
 	revoked := time.Now()
-	if says := h.mid.types(states[h.mid], "gateway ca revoke spiffe://cluster.local/ns/default/sa/third"); !strings.Contains(says, "1 more") {
+	if says := h.mid.types(states[h.mid], "gateway ca revoke spiffe://cluster.local/ns/default/sa/third"); !strings.Contains(says, "1 certificate more") {
 		t.Errorf("revoke says %s", says)
 	}
 	_ = live.SetReadDeadline(deadline())

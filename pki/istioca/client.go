@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 )
@@ -87,6 +88,9 @@ func (c *Client) CreateCertificate(ctx context.Context, csrPEM string, ttl time.
 		defer c.mu.Unlock()
 		if c.refused != nil {
 			return nil, &Error{Code: Unavailable, Detail: "the CA at " + c.addr + " is refused", Err: c.refused}
+		}
+		if c.conn.GetState() == connectivity.TransientFailure { // it is us who say so
+			told.Detail = "no CA answers at " + c.addr + "; see whether one runs there, such as gateway ca serve, and whether a firewall is between: " + told.Detail
 		}
 	}
 	return nil, told
