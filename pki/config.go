@@ -62,6 +62,11 @@ func (c *Config) Validate() error {
 				Mend: "cert, key and roots go together: name the PEM file with " + f.what + ", or leave all three out"})
 		}
 	}
+	if c.WorkloadAPI != "" {
+		if err := checkWorkloadAPI(c.WorkloadAPI); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	errs = append(errs, c.CA.validate()...)
 	sources := 0
 	for _, named := range []bool{c.hasFiles(), c.WorkloadAPI != "", !c.CA.IsZero(), c.SelfMade} {

@@ -64,7 +64,10 @@ func (e *ConfigError) Error() string {
 	if e.File != "" {
 		b.WriteString(" " + e.File)
 	}
-	b.WriteString(": " + e.Detail)
+	if b.Len() > 0 {
+		b.WriteString(": ")
+	}
+	b.WriteString(e.Detail)
 	if e.Err != nil {
 		b.WriteString(": " + e.Err.Error())
 	}

@@ -13,13 +13,13 @@ import (
 
 // Load reads and checks the files of cfg once, as Open does at its start, and starts nothing. Every problem is reported at
 // once, joined, each a *ConfigError; what does not hinder is logged as a warning. Without files of an identity those of
-// cfg.Trust are read, and the Material is nil.
+// cfg.Trust and cfg.CA are read, and the Material is nil.
 func Load(cfg Config, log *slog.Logger) (m *Material, err error) {
 	if cfg.hasFiles() {
 		m, err = loadSettled(&cfg)
 	}
 	t, trustErr := loadTrust(&cfg.Trust, cfg.State, time.Now())
-	if err = errors.Join(err, trustErr); err != nil {
+	if err = errors.Join(err, cfg.CA.check(), trustErr); err != nil {
 		return nil, err
 	}
 	if m != nil {

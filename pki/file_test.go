@@ -39,6 +39,8 @@ func TestConfigValidate(t *testing.T) {
 		{"only cert", Config{Cert: "a"}, []string{"key missing", "roots missing"}},
 		{"only roots", Config{Roots: "c"}, []string{"cert missing", "key missing"}},
 		{"no polling", Config{Poll: -1}, nil},
+		{"a Workload API without an address", Config{WorkloadAPI: "agent.sock"}, []string{"workloadAPI bad-value"}},
+		{"two sources", Config{SelfMade: true, WorkloadAPI: "unix:///agent.sock"}, []string{" bad-value"}},
 		{"too often", Config{Key: "b", Poll: time.Millisecond}, []string{"cert missing", "roots missing", "poll bad-value"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -46,6 +48,15 @@ func TestConfigValidate(t *testing.T) {
 				t.Errorf("Validate = %q, want %q", got, tc.want)
 			}
 		})
+	}
+}
+
+// Files that only a start would read are told of before it.
+func TestLoadOfACA(t *testing.T) {
+	_, log := newLogs()
+	_, err := Load(Config{CA: CAConfig{Address: "ca.example:15012", Roots: "none.pem", TokenFile: "none"}}, log)
+	if got := reasons(err); !slices.Equal(got, []string{"ca.roots unreadable", "ca.tokenFile unreadable"}) {
+		t.Errorf("Load = %q", got)
 	}
 }
 

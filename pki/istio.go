@@ -256,6 +256,20 @@ func (c *istioCA) tls() (*tls.Config, error) {
 	}, nil
 }
 
+// check reads the files that are named.
+func (c *CAConfig) check() error {
+	if c.IsZero() || len(c.validate()) > 0 {
+		return nil // Validate has said so
+	}
+	ca := &istioCA{cfg: *c}
+	_, err := ca.tls()
+	_, tokenErr := ca.token(context.Background())
+	if tokenErr != nil {
+		tokenErr = &ConfigError{Field: "ca.tokenFile", File: c.TokenFile, Reason: Unreadable, Detail: "cannot be read", Err: tokenErr, Mend: "name the file with the token that says who this gateway is"}
+	}
+	return errors.Join(err, tokenErr)
+}
+
 // token reads the token of now.
 func (c *istioCA) token(context.Context) (string, error) {
 	f, err := os.Open(c.cfg.TokenFile)

@@ -27,8 +27,8 @@ func OpenWorkloadAPI(ctx context.Context, cfg Config, log *slog.Logger) (*Source
 	fail := func(reason Reason, err error, detail, mend string) error {
 		return &ConfigError{Field: "workloadAPI", File: cfg.WorkloadAPI, Reason: reason, Err: err, Detail: detail, Mend: mend}
 	}
-	if err := workloadapi.ValidateAddress(cfg.WorkloadAPI); err != nil {
-		return nil, fail(BadValue, err, "is no address", "write it like unix:///run/spire/agent.sock")
+	if err := checkWorkloadAPI(cfg.WorkloadAPI); err != nil {
+		return nil, err
 	}
 	w := &workloadAPI{log: log, first: make(chan struct{})}
 	s := newSource(log, &Config{Poll: cfg.Poll, Trust: cfg.Trust, State: cfg.State}, w.load)
@@ -62,6 +62,14 @@ func OpenWorkloadAPI(ctx context.Context, cfg Config, log *slog.Logger) (*Source
 		return nil, err
 	}
 	return s, nil
+}
+
+// checkWorkloadAPI refuses what is no address of a Workload API (SPIFFE Workload Endpoint, section 4).
+func checkWorkloadAPI(address string) error {
+	if err := workloadapi.ValidateAddress(address); err != nil {
+		return &ConfigError{Field: "workloadAPI", File: address, Reason: BadValue, Err: err, Detail: "is no address", Mend: "write it like unix:///run/spire/agent.sock"}
+	}
+	return nil
 }
 
 // workloadAPI keeps the last answer of a Workload API.

@@ -60,7 +60,7 @@ func (c *Config) Validate(kinds ...string) error {
 		}
 	}
 	if e := v.cfg.Expiry; e != "" && e != expiryDrain && e != expiryEnd {
-		v.note("expiry", "%q is neither; it should be drain or end", e)
+		v.note("expiry", "expiry: %q is neither; it should be drain or end", e)
 	}
 	v.timeouts()
 	v.routes()

@@ -1,15 +1,19 @@
 package main
 
 import (
+	"context"
+	"crypto"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"culvert/capture"
 	"culvert/pki"
+	"culvert/pki/jwt"
 	"culvert/policy"
 	"culvert/tunnel"
 )
@@ -62,6 +66,7 @@ func checkFiles(cfg *Config, p *places, f *faults, log *slog.Logger) {
 		_, err := pki.Load(cfg.identity(), log)
 		v.join("identity", err)
 	}
+	v.tokenFiles()
 	for i := range cfg.Authorizers {
 		v.join(fmt.Sprintf("policy.authorizers[%d]", i), cfg.Authorizers[i].CheckFiles())
 	}
@@ -84,6 +89,21 @@ func checkFiles(cfg *Config, p *places, f *faults, log *slog.Logger) {
 		for _, warning := range warnings {
 			log.Warn("login", "listener", l.Name, "reason", warning)
 		}
+	}
+}
+
+// tokenFiles reads the files of issuers. Keys that are elsewhere are not asked for.
+func (v *validator) tokenFiles() {
+	if v.cfg.Tokens.Validate() != nil {
+		return // validate has noted it
+	}
+	tokens, err := jwt.New(v.cfg.Tokens, jwt.Env{
+		PinnedKey:   func(string) crypto.PublicKey { return nil },
+		DialContext: func(context.Context, string, string) (net.Conn, error) { return nil, net.ErrClosed },
+	})
+	v.join("tokens", err)
+	if tokens != nil {
+		_ = tokens.Close() // it returns nil
 	}
 }
 

@@ -240,6 +240,7 @@ policy: {files: [p.yaml]}
 	for _, tt := range []struct{ name, config, policy, want string }{
 		{"no keys", gateway + "tokens: {issuers: [{issuer: \"https://i.example\", audiences: [a]}]}\n", "rules: []", "gw.yaml:4: "},
 		{"no audience", gateway + "tokens:\n  issuers:\n  - {issuer: \"https://i.example\", jwksUri: \"https://i.example/keys\"}\n", "rules: []", "gw.yaml:6: "},
+		{"a file that is not there", gateway + "tokens: {issuers: [{issuer: i, audiences: [a], jwksFile: none.json}]}\n", "rules: []", "gw.yaml:4: issuers[0].jwksFile: "},
 		{"a field that is none", gateway + "tokens: {issuer: x}\n", "rules: []", "gw.yaml:4: "},
 		{"two sets of keys of one issuer", gateway, rule("  - {issuer: i, jwksUri: \"https://i.example/a\"}\n  - {issuer: i, jwksUri: \"https://i.example/b\"}\n"), "p.yaml:7: "},
 		{"keys that cannot be used", gateway, rule("  - {issuer: i, jwks: '{\"keys\": [{\"kty\": \"oct\"}]}'}\n"), "p.yaml:6: spec.jwtRules[0].jwks: "},
