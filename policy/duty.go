@@ -215,7 +215,7 @@ func (c *rulesCompiler) checkDuty(set *Rules, authorizers []string) {
 	case set.Action == ActionAsk && set.Authorizer == "":
 		c.fault(at, "is missing; write the name of the authorizer to ask")
 	case set.Action == ActionAsk && !slices.Contains(authorizers, set.Authorizer):
-		known := "none is configured"
+		known := "none is configured; add it to policy.authorizers, or name it with --authorizer where a command asks"
 		if len(authorizers) > 0 {
 			known = "known are " + strings.Join(authorizers[:min(len(authorizers), maxNamed)], ", ")
 		}

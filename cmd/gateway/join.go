@@ -54,7 +54,7 @@ folder afterwards has that identity, and renews it by itself.`,
 			flag = " --state " + cfg.Dir
 		}
 		_, err = fmt.Fprintf(cmd.OutOrStdout(), `joined as %s, until %s and then renewed
-  gateway run%s --hbone :15008                               let other members reach this host
+  gateway run%s --hbone :15008                             let other members reach this host
   gateway run%[3]s --via HOST:15008 --socks 127.0.0.1:1080    reach others through theirs
 `, m.ID, m.NotAfter.UTC().Format(time.RFC3339), flag)
 		return failed(err)

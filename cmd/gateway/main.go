@@ -116,7 +116,7 @@ func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "gateway",
 		Short: "Carry streams between workloads inside mutually authenticated tunnels",
-		Long: `Culvert carries TCP streams between workloads inside mutual TLS and HTTP/2 CONNECT
+		Long: `Culvert carries TCP and UDP between workloads inside mutual TLS and HTTP/2 CONNECT
 tunnels (HBONE). One binary is the entry, the exit, or any hop between.
 
 Start with:    gateway demo

@@ -16,8 +16,8 @@ import (
 func policyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "policy",
-		Short: "Check, test and explain policies",
-		Long: `Check, test and explain policies before they are live. A file has rules of this gateway's
+		Short: "Check, test, explain and replay policies",
+		Long: `Check, test, explain and replay policies before they are live. A file has rules of this gateway's
 own, or AuthorizationPolicies, PeerAuthentications and RequestAuthentications of Istio as
 ` + "`kubectl get -o yaml`" + ` prints them, or both.`,
 		Args: noArgs,
