@@ -2,6 +2,7 @@ package pki
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +24,33 @@ type AuthorityStatus struct {
 	Tokens   int           // that wait to be used
 	Revoked  int           // certificates in the CRL
 	Barred   []spiffe.ID   // identities that were revoked
+}
+
+// AuthorityMember is an identity with certificates that have not expired.
+type AuthorityMember struct {
+	ID           spiffe.ID
+	Certificates int
+	NotAfter     time.Time // of the one that ends last
+}
+
+// Members returns whom the CA has given certificates that are live, in the order of their identities.
+func (a *Authority) Members() ([]AuthorityMember, error) {
+	issued, err := a.issued(time.Now())
+	if err != nil {
+		return nil, err
+	}
+	members := make([]AuthorityMember, 0, len(issued.byID))
+	for id, certs := range issued.byID {
+		m := AuthorityMember{ID: id, Certificates: len(certs)}
+		for _, c := range certs {
+			if until := c.notAfter(); until.After(m.NotAfter) {
+				m.NotAfter = until
+			}
+		}
+		members = append(members, m)
+	}
+	slices.SortFunc(members, func(x, y AuthorityMember) int { return strings.Compare(x.ID.String(), y.ID.String()) })
+	return members, nil
 }
 
 // Status reads the state of the CA.

@@ -222,6 +222,27 @@ func TestIssueRefuses(t *testing.T) {
 	}
 }
 
+func TestDescribeCRL(t *testing.T) {
+	ca := mustCA(t, testTD)
+	gone := spiffeLeaf(t, ca, webText)
+	found, err := Describe(crlPEM(crl(t, ca, time.Now().Add(time.Hour), gone), crl(t, ca, time.Now().Add(-time.Minute))))
+	if err != nil || len(found) != 2 {
+		t.Fatalf("Describe = %v, %v, want two", found, err)
+	}
+	text := found[0].String()
+	for _, want := range []string{"CRL", ca.String(), gone.SerialNumber.Text(16), stamp(found[0].NotAfter)} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the text lacks %q:\n%s", want, text)
+		}
+	}
+	if len(found[0].Problems) != 0 || len(found[1].Problems) != 1 || len(found[1].Revoked) != 0 {
+		t.Errorf("problems: %q, %q of %+v", found[0].Problems, found[1].Problems, found[1])
+	}
+	if _, err := Describe(pemBlock("X509 CRL", []byte("junk"))); err == nil {
+		t.Error("Describe takes a damaged CRL")
+	}
+}
+
 func TestDescribe(t *testing.T) {
 	ca := mustCA(t, testTD)
 	cert, key, err := ca.Issue(webID(t), time.Hour, "web.default.svc", "10.0.0.1")

@@ -27,7 +27,7 @@ const maxShownName = 200
 // Description tells a person what one block of a PEM file is. Texts that come out of the block are quoted where they
 // hold control characters, so they can be printed to a terminal.
 type Description struct {
-	Kind        string     // "certificate", "CA certificate", "private key", or the PEM type of a block that is neither
+	Kind        string     // "certificate", "CA certificate", "private key", "CRL", or the PEM type of a block that is none of them
 	Key         string     // kind of key, such as "ECDSA P-256"
 	ID          spiffe.ID  // the SPIFFE ID, zero if there is none
 	KeyID       spiffe.ID  // how lists of self-made keys and policy name its key, zero for kinds of keys that have no name
@@ -40,6 +40,7 @@ type Description struct {
 	Names       []string // subject alternative names: "DNS:web", "IP:127.0.0.1", "URI:spiffe://…", "email:a@b"
 	Usages      []string // "digitalSignature", "serverAuth", …
 	Fingerprint string   // SHA-256 of the certificate, hexadecimal
+	Revoked     []string // of a CRL: serial numbers, hexadecimal, each with the time of its revocation
 	Problems    []string // why a gateway would refuse this as an identity (leaf) or as a root (CA) at present
 }
 
@@ -68,6 +69,13 @@ func Describe(data []byte) ([]Description, error) {
 			d := Description{Kind: "private key", Key: keyKind(signer.Public())}
 			d.nameKey(signer.Public())
 			found = append(found, d)
+		case block.Type == "X509 CRL":
+			list, err := x509.ParseRevocationList(block.Bytes)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("block %d: %w", n, err))
+				continue
+			}
+			found = append(found, describeCRL(list, time.Now()))
 		default:
 			found = append(found, Description{Kind: printable(block.Type)})
 		}
@@ -102,10 +110,26 @@ func (d Description) String() string {
 	line("usage", strings.Join(d.Usages, " "))
 	line("serial", d.Serial)
 	line("sha256", d.Fingerprint)
+	for _, revoked := range d.Revoked {
+		line("revoked", revoked)
+	}
 	for _, problem := range d.Problems {
 		line("problem", problem)
 	}
 	return b.String()
+}
+
+// describeCRL describes a revocation list (RFC 5280, section 5). Its signature is not verified: its CA is not at hand.
+func describeCRL(list *x509.RevocationList, now time.Time) Description {
+	d := Description{Kind: "CRL", Issuer: nameText(list.Issuer), NotBefore: list.ThisUpdate, NotAfter: list.NextUpdate}
+	for i := range list.RevokedCertificateEntries {
+		e := &list.RevokedCertificateEntries[i]
+		d.Revoked = append(d.Revoked, fmt.Sprintf("%s at %s", e.SerialNumber.Text(16), stamp(e.RevocationTime)))
+	}
+	if !d.NotAfter.IsZero() && now.After(d.NotAfter) {
+		d.Problems = append(d.Problems, "its next update is overdue since "+stamp(d.NotAfter))
+	}
+	return d
 }
 
 func describeCertificate(c *x509.Certificate, now time.Time) Description {

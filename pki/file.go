@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 )
 
@@ -128,7 +129,9 @@ func (in *input) unreadable(err error) error {
 	mend := "check the path and the file system"
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		mend = "check the path, or make one with gateway cert"
+		if mend = "check the path"; !strings.HasPrefix(in.field, "trust.") {
+			mend += ", or make one with gateway cert"
+		}
 	case errors.Is(err, fs.ErrPermission):
 		mend = fmt.Sprintf("let the user that runs the gateway (uid %d) read it", os.Geteuid())
 	}

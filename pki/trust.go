@@ -273,6 +273,9 @@ func (m *Material) withTrust(t *trust) *Material {
 	}
 	m.trust = t
 	m.warnings = append(m.warnings, t.warnings...)
+	if own := m.ID.TrustDomain(); t.domains[own] != nil {
+		m.warnings = append(m.warnings, "trust.domains names our own trust domain, "+own+", which changes nothing: its CAs are those of roots")
+	}
 	m.digest = digest(m.digest[:], t.digest[:])
 	return m
 }

@@ -157,6 +157,17 @@ func TestTrustDomains(t *testing.T) {
 	})
 }
 
+func TestTrustOfTheOwnDomainIsWarnedOf(t *testing.T) {
+	own := mustCA(t, testTD)
+	dir := t.TempDir()
+	cfg := identityFiles(t, dir, own, webText)
+	cfg.Trust.Domains = []DomainConfig{{Name: testTD, Bundle: put(t, dir, "own.pem", own.PEM(), 0o600)}}
+	out, log := newLogs()
+	if _, err := Load(cfg, log); err != nil || !strings.Contains(out.String(), "our own trust domain") {
+		t.Errorf("Load = %v, and logs %q", err, out)
+	}
+}
+
 func TestTrustConfigValidate(t *testing.T) {
 	many := make([]string, maxTrustFiles+1)
 	for _, tt := range []struct {

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -364,6 +366,8 @@ func caShowCommand() *cobra.Command {
 		Args:  noArgs,
 	}
 	state := stateFlag(cmd.Flags())
+	var members bool
+	cmd.Flags().BoolVar(&members, "members", false, "list the identities that have live certificates, too")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		a, err := openCA(cmd, state)
 		if err != nil {
@@ -374,7 +378,23 @@ func caShowCommand() *cobra.Command {
 		if err == nil {
 			_, err = fmt.Fprint(cmd.OutOrStdout(), s)
 		}
+		if err == nil && members {
+			err = printMembers(cmd.OutOrStdout(), a)
+		}
 		return failed(err)
 	}
 	return cmd
+}
+
+// printMembers prints a line for each identity that has certificates.
+func printMembers(w io.Writer, a *pki.Authority) error {
+	members, err := a.Members()
+	if err != nil {
+		return err
+	}
+	out := bufio.NewWriter(w)
+	for _, m := range members {
+		fmt.Fprintf(out, "member:      %s, %s, until %s\n", m.ID, count(m.Certificates, "certificate", "certificates"), m.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return out.Flush()
 }

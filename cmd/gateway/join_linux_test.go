@@ -97,7 +97,8 @@ func TestNetnsJoin(t *testing.T) {
 		t.Errorf("the live flow of the host that was revoked reads %v, want that it is cut", err)
 	}
 	t.Logf("it ended %v after the command began", time.Since(revoked))
-	if says := h.mid.types(states[h.mid], "gateway ca show"); !strings.Contains(says, "2 live certificates of 2 identities") || !strings.Contains(says, "sa/third") {
+	if says := h.mid.types(states[h.mid], "gateway ca show --members"); !strings.Contains(says, "2 live certificates of 2 identities") ||
+		!strings.Contains(says, "member:      spiffe://cluster.local/ns/default/sa/second, 1 certificate, until ") || !strings.Contains(says, "sa/third") {
 		t.Errorf("show says %s", says)
 	}
 	token := strings.Fields(string(second))[len(strings.Fields(string(second)))-1]
