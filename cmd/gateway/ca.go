@@ -182,11 +182,7 @@ func (f *caFlags) serve(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	host, _, _ := net.SplitHostPort(addr) // it was put together
-	f.cfg.Names = append([]string{"localhost", "127.0.0.1", "::1"}, f.names...)
-	if !strings.Contains(host, "_") && host != "" {
-		f.cfg.Names = append(f.cfg.Names, strings.ToLower(host))
-	}
+	f.cfg.Names = f.serverNames(addr)
 	if f.tokens != "" {
 		tokens, err := f.openTokens(dir)
 		if err != nil {
@@ -223,6 +219,15 @@ func (f *caFlags) serve(cmd *cobra.Command) error {
 	}
 	log.Info("CA ended")
 	return a.Close()
+}
+
+// serverNames are the names of the CA's own certificate, for clients that verify them, when it is reached at addr.
+func (f *caFlags) serverNames(addr string) []string {
+	names := append([]string{"localhost", "127.0.0.1", "::1"}, f.names...)
+	if host, _, _ := net.SplitHostPort(addr); host != "" && !strings.Contains(host, "_") { // it was put together
+		names = append(names, strings.ToLower(host))
+	}
+	return names
 }
 
 // openTokens reads whose tokens are taken. Service accounts are of the CA's trust domain, which is made if need be.
