@@ -51,7 +51,17 @@ func OpenSelfMade(cfg Config, log *slog.Logger) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := newSource(log, &Config{Poll: cfg.Poll, Trust: cfg.Trust, State: cfg.State}, func() (*Material, error) { return selfMade(key, time.Now()) })
+	var made *Material // of now; load is called by one at a time
+	s := newSource(log, &Config{Poll: cfg.Poll, Trust: cfg.Trust, State: cfg.State}, func() (m *Material, err error) {
+		if made == nil || renewalDue(made, time.Now()) {
+			if made, err = selfMade(key, time.Now()); err != nil {
+				return nil, err
+			}
+		}
+		m = new(Material)
+		*m = *made // trust is put into it
+		return m, nil
+	})
 	s.renew = func(context.Context) error { return s.Reload() }
 	return s.start()
 }

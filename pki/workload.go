@@ -104,7 +104,11 @@ func (w *workloadAPI) OnX509ContextWatchError(err error) {
 	again := w.err != nil && w.err.Error() == err.Error()
 	w.err = err
 	w.mu.Unlock()
-	if !again {
+	switch {
+	case again:
+	case status.Code(err) == codes.PermissionDenied:
+		w.log.Error("the Workload API gives this process no identity any more, the one that is there ends with its certificate", "err", err)
+	default:
 		w.log.Warn("the Workload API does not answer, what it has given stays", "err", err)
 	}
 }
