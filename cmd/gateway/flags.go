@@ -37,6 +37,7 @@ type runFlags struct {
 	meshNames        []string
 	via              []string
 	allow            []string
+	policy           []string
 	egress           []string
 
 	state     string
@@ -56,7 +57,7 @@ type runFlags struct {
 
 // pathFlags describe the path of flows; with a file they would say the same thing in two places.
 func pathFlags() []string {
-	return []string{"cert", "key", "roots", "hbone", "socks", "http-proxy", "socks-udp", "proxy-users", "open-proxy", "forward", "capture", "redirect", "inbound", "dns", "mesh-names", "via", "allow", "egress"}
+	return []string{"cert", "key", "roots", "hbone", "socks", "http-proxy", "socks-udp", "proxy-users", "open-proxy", "forward", "capture", "redirect", "inbound", "dns", "mesh-names", "via", "allow", "policy", "egress"}
 }
 
 // addFile, addConfigKey, addIdentity and addRun add the flags that the commands share.
@@ -93,6 +94,7 @@ func (r *runFlags) addRun(fs *pflag.FlagSet) {
 	}
 	fs.StringSliceVar(&r.via, "via", nil, "send flows through `HOP[,HOP]`, nearest first, each host:port")
 	fs.StringArrayVar(&r.allow, "allow", nil, "let `PRINCIPAL` in besides the own namespace, such as cluster.local/ns/shop/* (repeatable)")
+	fs.StringArrayVar(&r.policy, "policy", nil, "decide by the rules in `FILE`, see 'gateway policy' (repeatable)")
 	fs.StringArrayVar(&r.egress, "egress", nil, "be an egress for `NAME|CIDR`: a name, *.name, address or range, each with :port if only that, or * (repeatable)")
 	fs.StringVar(&r.admin, "admin", "", "serve /healthz /readyz /metrics /flows /debug/pprof on `ADDR`")
 	fs.BoolVar(&r.openAdmin, "open-admin", false, "let the admin address be one that other hosts reach")
@@ -189,8 +191,8 @@ func (r *runFlags) process(cfg *Config, p *places) {
 // paths makes listeners, routes, identity and policy of the flags.
 func (r *runFlags) paths(cfg *Config, p *places, f *faults) {
 	r.identity(cfg, p)
-	cfg.Policy.Allow = r.allow
-	p.flags["policy.allow"] = "--allow"
+	cfg.Policy.Allow, cfg.Policy.Files = r.allow, r.policy
+	p.flags["policy.allow"], p.flags["policy.files"] = "--allow", "--policy"
 
 	var captured, direct, resolvers, mesh []string // listeners, by where their flows go
 	add := func(flag string, l tunnel.ListenerConfig) {

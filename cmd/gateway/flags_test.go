@@ -98,3 +98,24 @@ func TestFlagFaultsNameTheFlag(t *testing.T) {
 		}
 	}
 }
+
+// Rules may be named by a flag, and are watched as those of a file are.
+func TestFlagPolicy(t *testing.T) {
+	m := newMesh(t)
+	file := m.write("policy.yaml", []byte("rules: [{name: closed, action: deny}]\n"))
+	exit := m.runReady("exit", "--hbone", "--policy", file)
+	entry := m.runReady("entry", "--socks", "--via", exit.address)
+	target := echoServer(t)
+	if _, err := dialSOCKS(t, entry.address, target); err == nil {
+		t.Error("a flow that the rule denies gets through")
+	}
+	m.replaceFile("policy.yaml", []byte("rules: [{name: open}]\n"))
+	exit.metric(`culvert_reloads_total{result="ok"} 1`)
+	nc, err := dialSOCKS(t, entry.address, target)
+	if err == nil {
+		err = echo(nc, "hello")
+	}
+	if err != nil {
+		t.Errorf("a flow that the new rule allows: %v", err)
+	}
+}
