@@ -169,8 +169,14 @@ func TestEnrolByCertificate(t *testing.T) {
 	if _, err := good.create(t.Context(), ztunnelCSR(t, "spiffe://cluster.local/ns/default/sa/admin"), "", 0); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("another's name: %v", err)
 	}
+	back := client(d.inter, func(s *leafSpec) { s.template.NotAfter = time.Now().Add(-time.Second) }, d.inter)
+	if _, err := back.create(t.Context(), csr, "", 0); err != nil {
+		t.Errorf("a certificate that has just expired: %v", err)
+	}
 	for name, c := range map[string]*istioClient{
-		"expired":        client(d.inter, func(s *leafSpec) { s.template.NotAfter = time.Now().Add(-time.Second) }, d.inter),
+		"expired long ago": client(d.inter, func(s *leafSpec) {
+			s.template.NotBefore, s.template.NotAfter = time.Now().Add(-DefaultGrace-time.Hour), time.Now().Add(-DefaultGrace-time.Second)
+		}, d.inter),
 		"of another CA":  client(mustCA(t, testTD), nil),
 		"another domain": client(d.root, func(s *leafSpec) { s.uris = []string{"spiffe://other.example/a"} }),
 		"a CA":           client(d.root, func(s *leafSpec) { s.template.IsCA = true }),

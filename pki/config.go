@@ -33,6 +33,9 @@ type Config struct {
 	// SelfMade takes a key of one's own as the identity, `key:NAME`, without a CA. It is made on first start, kept in the
 	// state folder, and believed by peers whose `trust.keys` has it. It stands instead of cert, key and roots.
 	SelfMade bool `yaml:"selfMade"`
+	// NewKeys makes a new key with each renewal that is this gateway's own to do. The name of the key (`key:NAME`) and what
+	// follows from it, such as its address, change with it. Default: the key is kept.
+	NewKeys bool `yaml:"newKeys"`
 	// Poll is how often the three files are looked at for a change. Default 500ms, at least 10ms; negative: only on
 	// SIGHUP.
 	Poll time.Duration `yaml:"poll"`

@@ -99,7 +99,7 @@ func OpenIstioCA(ctx context.Context, cfg Config, log *slog.Logger) (*Source, er
 	unlock()
 	c := &istioCA{cfg: cfg.CA, files: Config{
 		Cert: filepath.Join(dir, identityCertFile), Key: filepath.Join(dir, identityKeyFile), Roots: filepath.Join(dir, caCertFile),
-		Poll: cfg.Poll, Trust: cfg.Trust, State: cfg.State,
+		Poll: cfg.Poll, Trust: cfg.Trust, State: cfg.State, NewKeys: cfg.NewKeys,
 	}}
 	if cfg.CA.ID != "" {
 		if c.id, err = spiffe.Parse(cfg.CA.ID); err != nil {
@@ -214,7 +214,7 @@ func mergeRoots(text []byte, old []*x509.Certificate, now time.Time) []byte {
 // key returns the key in the folder, or a new one, which is written with its certificate.
 func (c *istioCA) key() (crypto.Signer, []byte, error) {
 	in := input{field: "key", file: c.files.Key, secret: true}
-	if _, err := in.read(); err == nil {
+	if _, err := in.read(); err == nil && !c.files.NewKeys {
 		if key, err := parseKey(&in); err == nil {
 			return key, in.data, nil
 		}

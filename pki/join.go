@@ -262,5 +262,12 @@ func (e *enrolment) write(files *caFiles, certPEM []byte) error {
 	if err := writeIfOther(filepath.Join(e.dir, caAddressFile), []byte(e.addr+"\n")); err != nil {
 		return err
 	}
+	keyPEM, err := encodeKey(e.key)
+	if err != nil {
+		return err
+	}
+	if err := writeIfOther(filepath.Join(e.dir, identityKeyFile), keyPEM); err != nil {
+		return err
+	}
 	return writeFile(filepath.Join(e.dir, identityCertFile), certPEM)
 }

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -28,10 +31,18 @@ const fetchTimeout = 30 * time.Second
 // when the new certificate is good. Members call it at half the life of a certificate, RenewAt. A certificate that has
 // expired is good for this, and nothing else, as long as the CA's Grace says; after that the host has to join again. Nothing is written unless all of the answer is right. It
 // blocks until ctx ends at most, and locks the folder for the writing only.
-func Renew(ctx context.Context, dir string) (Member, error) {
+func Renew(ctx context.Context, dir string) (Member, error) { return renewIn(ctx, dir, false) }
+
+// renewIn is Renew, with a new key if that is wanted.
+func renewIn(ctx context.Context, dir string, newKey bool) (Member, error) {
 	m, e, err := openEnrolment(dir)
 	if err != nil {
 		return Member{}, err
+	}
+	if newKey {
+		if e.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+			return Member{}, fmt.Errorf("make a key: %w", err)
+		}
 	}
 	got, err := e.run(ctx, m.ID)
 	if err != nil {

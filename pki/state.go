@@ -55,7 +55,7 @@ func OpenState(dir, host string, log *slog.Logger) (*Source, error) {
 
 func openKept(cfg Config, host string, log *slog.Logger) (*Source, error) {
 	st := newState(cfg.State, host, log)
-	st.cfg.Trust, st.cfg.State, st.cfg.Poll = cfg.Trust, cfg.State, cfg.Poll
+	st.cfg.Trust, st.cfg.State, st.cfg.Poll, st.cfg.NewKeys = cfg.Trust, cfg.State, cfg.Poll, cfg.NewKeys
 	st.cfg.Trust.kept = filepath.Join(st.dir, crlFile)
 	return st.open()
 }
@@ -87,7 +87,7 @@ func (st *state) open() (*Source, error) {
 		s.renew = func(context.Context) error { return st.renew() }
 	case Joined(st.dir):
 		s.renew = func(ctx context.Context) error {
-			_, err := Renew(ctx, st.dir)
+			_, err := renewIn(ctx, st.dir, st.cfg.NewKeys)
 			return err
 		}
 		s.follow = func(ctx context.Context) { follow(ctx, st.dir, s.push, st.log) }
@@ -203,7 +203,7 @@ func (st *state) issue(ca *CA, old *Material, why error) error {
 // write issues a certificate for the kept key, or for a new one where there is none that will do, and puts both in place.
 func (st *state) write(ca *CA, id spiffe.ID) error {
 	in := input{field: "key", file: st.cfg.Key, secret: true}
-	if _, err := in.read(); err == nil {
+	if _, err := in.read(); err == nil && !st.cfg.NewKeys {
 		if key, err := parseKey(&in); err == nil {
 			if _, err := keyID(key.Public()); err == nil { // of a kind that names and addresses are made of
 				der, err := ca.certify(id, identityTTL, nil, key.Public(), nil)

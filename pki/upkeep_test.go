@@ -8,13 +8,18 @@ import (
 )
 
 // A host that has joined renews its identity by the CA, with the same key, and no connection is dropped.
-func TestJoinedHostRenews(t *testing.T) {
+func TestJoinedHostRenews(t *testing.T) { testJoinedHostRenews(t, false) }
+
+// And with new keys, where that is wanted.
+func TestJoinedHostRenewsWithNewKeys(t *testing.T) { testJoinedHostRenews(t, true) }
+
+func testJoinedHostRenews(t *testing.T, newKeys bool) {
 	a := newAuthority(t, AuthorityConfig{})
 	a.cfg.TTL = 4 * time.Second // less than a configuration may say
 	a.serve("")
 	dir := a.join(webID(t))
 	logs, log := newLogs()
-	s, err := Open(t.Context(), Config{State: dir, Poll: minPoll}, "host", log)
+	s, err := Open(t.Context(), Config{State: dir, Poll: minPoll, NewKeys: newKeys}, "host", log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,8 +40,8 @@ func TestJoinedHostRenews(t *testing.T) {
 			wait(t, changed)
 			changed = s.Changed()
 		}
-		if string(s.Current().chain[0].RawSubjectPublicKeyInfo) != string(key) {
-			t.Error("a renewal has another key")
+		if same := string(s.Current().chain[0].RawSubjectPublicKeyInfo) == string(key); same == newKeys {
+			t.Errorf("a renewal has the same key: %v", same)
 		}
 		if p := handshake(t, s.ServerTLS(nil), peer.ClientTLS(nil)); p.clientErr != nil || p.serverErr != nil {
 			t.Errorf("handshake after a renewal: %v, %v\n%s", p.clientErr, p.serverErr, logs)
