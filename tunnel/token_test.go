@@ -109,7 +109,8 @@ func TestTokenIsWithdrawn(t *testing.T) {
 func TestTokenEnds(t *testing.T) {
 	for _, expiry := range []string{"drain", "end"} {
 		t.Run(expiry, func(t *testing.T) {
-			o := tokenExit(time.Now().Add(50*time.Millisecond), func() bool { return false })
+			until := time.Now().Add(50 * time.Millisecond)
+			o := tokenExit(until, func() bool { return time.Now().Before(until) })
 			exit := o.Exit
 			o.Exit = func(c *tunnel.Config) {
 				exit(c)

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -186,7 +187,7 @@ func TestRecheckEndsFlowsThroughRevokedHopThatLeaves(t *testing.T) {
 	}
 	stop()
 	<-drained
-	waitUntil(t, "the record", func() bool { return p.Entry.Stats().Ended["revoked"] == 1 })
+	waitUntil(t, "the record", func() bool { return p.Entry.Stats().Ended["revoked"] > 0 }) // one, or more that came before the goodbye
 }
 
 // A hop that is revoked while the handshake with it is under way is looked at again.
@@ -270,4 +271,56 @@ func TestHopThatSaysExpired(t *testing.T) {
 	if peer.conn.Draining() {
 		t.Error("the connection of the peer takes no more streams")
 	}
+}
+
+// Looks at peers, reloads, new flows and the end of the gateway may come together in any order.
+func TestRecheckAmongEverything(t *testing.T) {
+	var doubts atomic.Int64
+	odd := func([]*x509.Certificate, bool) error {
+		if doubts.Add(1)%7 == 0 {
+			return errors.New("doubted by a test")
+		}
+		return nil
+	}
+	cfg := &tunnel.Config{
+		Listeners: []tunnel.ListenerConfig{{Name: "apps", Kind: tunnel.KindSOCKS5, Address: "127.0.0.1:1081"}},
+		Hops:      map[string]tunnel.HopConfig{"exit": {Address: tunneltest.ExitListen}},
+		Routes:    []tunnel.RouteConfig{{Via: []string{"exit"}}},
+	}
+	p := tunneltest.NewPair(t, tunneltest.Options{ExitEnv: func(e *tunnel.Env) { e.Doubt = odd }})
+	p.Echo(t, "10.0.0.2:80")
+	entry := tunneltest.NewGateway(t, p.Net, "10.0.0.7", p.CA.Issue(t, "cluster.local", "default", "other"), cfg, nil,
+		func(e *tunnel.Env) { e.Doubt = odd }, slog.NewTextHandler(io.Discard, nil))
+	ctx := testContext(t)
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for range 50 {
+				c, err := tunneltest.Dial(ctx, entry, "apps", "10.0.0.2:80")
+				if err != nil {
+					continue // doubted, or closed
+				}
+				_, _ = c.Write([]byte("x"))
+				_, _ = c.Read(make([]byte, 1))
+				_ = c.Close()
+			}
+		})
+	}
+	for range 2 {
+		all.Go(func() {
+			for range 50 {
+				entry.Recheck()
+				p.Exit.Recheck()
+			}
+		})
+	}
+	all.Go(func() {
+		for range 20 {
+			_ = entry.Reload(ctx, cfg)
+		}
+		entry.Close()
+	})
+	all.Wait()
+	entry.Recheck() // of one that is closed
+	waitUntil(t, "the last records", func() bool { return entry.Stats().Active == 0 })
 }
