@@ -263,10 +263,9 @@ func TestHopThatSaysExpired(t *testing.T) {
 		_ = s.Respond(&h2.Header{Status: 401, Fields: []h2.Field{{Name: "proxy-status", Value: `far; error=http_request_denied; details="certificate expired"`}}}, true)
 	})
 	peer := mustPeer(t, p.Net, p.CA.Issue(t, "cluster.local", "default", "entry"), tunneltest.ExitListen)
-	for range 2 {
-		if got, status := peer.status("192.0.2.1:80"); got != 401 {
-			t.Fatalf("status %d (%s), want 401", got, status)
-		}
+	// Once: a second flow would have another connection made beside, which may come while the hop's end waits for its own.
+	if got, status := peer.status("192.0.2.1:80"); got != 401 {
+		t.Fatalf("status %d (%s), want 401", got, status)
 	}
 	if peer.conn.Draining() {
 		t.Error("the connection of the peer takes no more streams")
