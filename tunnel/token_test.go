@@ -130,7 +130,7 @@ func TestTokenEnds(t *testing.T) {
 				waitUntil(t, "the record", func() bool { return p.Exit.Stats().Ended["expired"] == 1 })
 				return
 			}
-			time.Sleep(60 * time.Millisecond) // past the end of the token
+			time.Sleep(time.Until(until) + 10*time.Millisecond)
 			p.Exit.Recheck()
 			if _, err := s.Write([]byte("x")); err != nil {
 				t.Fatal(err)
