@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -264,9 +263,7 @@ func (a *Authority) state(r *http.Request, wait time.Duration, end <-chan struct
 	defer timer.Stop()
 	for {
 		next := a.nextChange()
-		d := a.data.Load()
-		sum := digest(d.bundle, d.crl)
-		if tag = `"` + hex.EncodeToString(sum[:16]) + `"`; tag != known {
+		if tag = a.data.Load().tag; tag != known {
 			return tag, true
 		}
 		select {

@@ -54,6 +54,7 @@ type authorityState struct {
 
 // authorityData is all of an Authority at one moment. Once it is published it is immutable.
 type authorityData struct {
+	tag   string // of bundle and crl, for HTTP (RFC 9110, section 8.8.3)
 	state authorityState
 	roots []*x509.Certificate // ca.pem
 	root  *CA                 // nil: the root's key is kept elsewhere
@@ -159,6 +160,8 @@ func (a *Authority) publish(d *authorityData) {
 	for _, id := range d.state.Barred {
 		d.barred[id] = true
 	}
+	sum := digest(d.bundle, d.crl)
+	d.tag = `"` + hex.EncodeToString(sum[:16]) + `"`
 	old := a.data.Swap(d)
 	if old == nil || bytes.Equal(old.bundle, d.bundle) && bytes.Equal(old.crl, d.crl) {
 		return

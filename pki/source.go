@@ -239,6 +239,10 @@ func (s *Source) loadAll() (*Material, error) {
 	if err = errors.Join(err, trustErr); err != nil {
 		return nil, err
 	}
+	if old := s.Current(); old != nil && old.trust != nil && old.trust.hasKept && !t.hasKept {
+		return nil, &ConfigError{Field: "trust.crls", File: s.trust.kept, Reason: Missing, Detail: "the revocation list of the CA was there and is gone",
+			Mend: "put it back, or restart if nothing is to be revoked"}
+	}
 	return m.withTrust(t), nil
 }
 

@@ -117,6 +117,7 @@ func isURL(bundle string) bool { return strings.HasPrefix(bundle, "https://") }
 
 // trust is what a TrustConfig came to at one moment. It is immutable.
 type trust struct {
+	hasKept bool                      // the list of the CA in the state folder is among revoked
 	domains map[string]*x509.CertPool // of other trust domains
 	aliases map[string]bool
 	revoked *revocations
@@ -175,6 +176,7 @@ func loadTrust(c *TrustConfig, dir string, now time.Time) (*trust, error) {
 		read(fmt.Sprintf("crls[%d]", i), file, t.revoked.add)
 	}
 	if c.kept != "" && exists(c.kept) {
+		t.hasKept = true
 		read("crls", c.kept, t.revoked.add)
 	}
 	for i, file := range c.Keys {

@@ -56,6 +56,9 @@ func (s *Source) renewLoop() {
 // renewalDue reports whether half of the life of m is over.
 func renewalDue(m *Material, now time.Time) bool { return now.After(RenewAt(m)) }
 
+// followPoll is how often a CA is asked that does not wait for changes.
+const followPoll = 15 * time.Second
+
 // follow takes over the roots and the revocation list of the CA that the identity in dir came from, as soon as they change,
 // until ctx ends. changed is called when there may be new ones. What fails is tried again, as renewals are.
 func follow(ctx context.Context, dir string, changed func(), log *slog.Logger) {
@@ -70,7 +73,7 @@ func follow(ctx context.Context, dir string, changed func(), log *slog.Logger) {
 				changed()
 			}
 		}
-		wait := renewFirst - time.Since(start) // a CA that does not wait is asked no more often
+		wait := followPoll - time.Since(start) // a CA that does not wait, as it has many members, is asked no more often
 		switch {
 		case err == nil:
 			retry, lastErr = renewFirst, ""

@@ -66,7 +66,7 @@ func (r *runFlags) addFile(fs *pflag.FlagSet) {
 }
 
 func (r *runFlags) addConfigKey(fs *pflag.FlagSet) {
-	fs.StringVar(&r.configKey, "config-key", "", "public keys, PEM `FILE`: the configuration and its policies have to be signed with one of them")
+	fs.StringVar(&r.configKey, "config-key", "", "public keys, PEM `FILE`: the configuration and its policies have to be signed with one of them; what else they name, such as keys and lists, need not")
 }
 
 func (r *runFlags) addIdentity(fs *pflag.FlagSet) {
