@@ -31,7 +31,7 @@ SUITE := gotestsum --format pkgname --format-icons text --jsonfile
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help run build setup tools test check lint race costs portable conformance soak interop-ztunnel bench compare capture attack fuzz clean
+.PHONY: help run build setup tools test check lint race costs portable conformance soak interop-ztunnel bench compare capture figures attack fuzz clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -103,6 +103,9 @@ capture: build ## what capturing costs, on hosts of network namespaces, into ben
 	@CGO_ENABLED=0 $(GO) build -trimpath -tags plainudp -o .build/gateway-plain ./cmd/gateway
 	@$(GO) build -o .build/capture ./bench/capture
 	@.build/capture -rounds $(or $(filter-out 5,$(ROUNDS)),10)
+
+figures: ## what identity and policy cost, beside their goals, into bench/IDENTITY.md: COUNT=5
+	@$(GO) run ./bench/figures -count $(or $(filter-out 1,$(COUNT)),5)
 
 attack: build ## the attacks of SECURITY.md at full speed on bin/gateway; prints a table and keeps it in docs/attacks.md
 	@$(GO) run ./bench/attack/cmd -gateway bin/gateway -o docs/attacks.md
