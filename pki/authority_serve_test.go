@@ -286,6 +286,9 @@ func TestConnectionsAreBounded(t *testing.T) {
 
 // Whoever connects and says nothing, or stops in the middle of TLS, is ended.
 func TestSilentConnectionsEnd(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	a := newAuthority(t, AuthorityConfig{})
 	a.serve("")
 	open := make(map[string]net.Conn)

@@ -18,6 +18,9 @@ func istioConfig(t *testing.T, a *testAuthority, token string) Config {
 }
 
 func TestIstioCA(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	a := newAuthority(t, AuthorityConfig{Tokens: workloadTokens, Names: []string{"127.0.0.1"}})
 	a.cfg.TTL = 6 * time.Second // less than a configuration may say
 	a.serve("")

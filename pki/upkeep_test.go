@@ -10,10 +10,20 @@ import (
 )
 
 // A host that has joined renews its identity by the CA, with the same key, and no connection is dropped.
-func TestJoinedHostRenews(t *testing.T) { testJoinedHostRenews(t, false) }
+func TestJoinedHostRenews(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
+	testJoinedHostRenews(t, false)
+}
 
 // And with new keys, where that is wanted.
-func TestJoinedHostRenewsWithNewKeys(t *testing.T) { testJoinedHostRenews(t, true) }
+func TestJoinedHostRenewsWithNewKeys(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
+	testJoinedHostRenews(t, true)
+}
 
 func testJoinedHostRenews(t *testing.T, newKeys bool) {
 	a := newAuthority(t, AuthorityConfig{})
@@ -103,6 +113,9 @@ func pool(certs []*x509.Certificate) *x509.CertPool {
 
 // A CA that is down for a while leaves what there is, and is asked again.
 func TestJoinedHostOutlivesItsCA(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	a := newAuthority(t, AuthorityConfig{})
 	a.cfg.TTL = 8 * time.Second
 	a.serve("")
@@ -128,6 +141,9 @@ func TestJoinedHostOutlivesItsCA(t *testing.T) {
 // A host that was away when its certificate ended renews it when it is back, within the CA's grace, and not after it or
 // once it was revoked.
 func TestJoinedHostWasAway(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	for _, tt := range []struct {
 		name   string
 		grace  time.Duration

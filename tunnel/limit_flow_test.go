@@ -109,6 +109,9 @@ func TestLimitRefuses(t *testing.T) {
 // Flows that wait for their rate, up and down, leave the others of their connection alone, and are drawn from no more than
 // what fits on the way.
 func TestLimitedBesideUnlimited(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	p := tunneltest.NewPair(t, tunneltest.Options{ExitEnv: oblige(map[uint16]*policy.Obligations{
 		81: limits(policy.Limit{Name: "up", BytesPerSecond: 1}), 82: limits(policy.Limit{Name: "down", BytesPerSecond: 1}),
 	})})

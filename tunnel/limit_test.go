@@ -183,6 +183,9 @@ func TestLimitChanges(t *testing.T) {
 // However many identities come, the table keeps its size: those that are silent make room, and where none is, the new ones
 // share a count while the old ones keep theirs.
 func TestLimitTableIsBounded(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	const identities = 1_000_000
 	limit := &policy.Limit{Name: "q", Quota: 1 << 40, Flows: 1, FlowsPerSecond: 1000, BytesPerSecond: 1 << 20, Period: 1 << 50}
 	heap := func() int64 {
@@ -252,6 +255,9 @@ func TestLimitTableIsBounded(t *testing.T) {
 
 // Counts that were busy and are not any more make room, at once when it is needed and else by and by.
 func TestLimitTableForgets(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	synctest.Test(t, func(t *testing.T) {
 		table, limit := newTable(), &policy.Limit{Name: "f", FlowsPerSecond: 1, Burst: 1}
 		fill := func(wave string) {

@@ -61,6 +61,9 @@ func TestCACommandsRefuse(t *testing.T) {
 
 // The commands and the server share a folder; SIGTERM ends the server.
 func TestCACommands(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	dir := t.TempDir()
 	state := "--state=" + dir
 	api := filepath.Join(dir, "api")

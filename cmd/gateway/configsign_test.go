@@ -320,6 +320,9 @@ func TestConfigSignFaults(t *testing.T) {
 
 // A running gateway takes what is signed, refuses what is not and goes on, and says what to do.
 func TestReloadOfSignedFiles(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	r := newReloadable(t)
 	r.signal(syscall.SIGTERM)
 	if code := r.wait(); code != exitOK {

@@ -20,6 +20,9 @@ const (
 // given back three quarters of what they had grown by. With SOAK the system has it back; with fewer flows, or the
 // race detector, what is resident is not theirs for the most part, and what Go has in use counts.
 func TestMemoryIsGivenBack(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	flows, size := givenFlowsShort, func(s soakSample) float64 { return s.heap + s.stacks }
 	if os.Getenv("SOAK") != "" {
 		flows, size = givenFlows, func(s soakSample) float64 { return s.bytes }

@@ -380,6 +380,9 @@ func lines(n int, line func(i int) string) io.Reader {
 
 // A million peers are all counted, and listed as far as there is room.
 func TestReplayOfAMillionPeers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	const peers = 1_000_000
 	before, after, _ := strings.Cut(flowLine(), "/sa/web")
 	log := lines(peers, func(i int) string { return before + "/sa/web-" + strconv.Itoa(i) + after })

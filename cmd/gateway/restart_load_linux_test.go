@@ -32,6 +32,9 @@ const talkPause = 500 * time.Millisecond
 // loses a byte or ends before the drain of a process that carries it is over, and then it ends as a reset, between the
 // gateways as RST_STREAM.
 func TestRestartUnderLoad(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	load := restartLoad{restarts: 3, rate: 100, long: 100, drain: 4 * time.Second, pause: 2 * time.Second}
 	if os.Getenv("SOAK") != "" {
 		load = restartLoad{restarts: 20, rate: 500, long: 1000, drain: 17 * time.Second, pause: 4 * time.Second}

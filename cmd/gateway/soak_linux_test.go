@@ -39,6 +39,9 @@ type soak struct {
 // gone the gateways have the goroutines and files of before. With SOAK it runs for HOURS (default 1), and
 // memory must not grow.
 func TestSoak(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	m := newMesh(t)
 	exit := m.gateway(t, "server", "--hbone", "$ADDR", "--log-level", "warn")
 	entry := m.gateway(t, "client", "--forward", "$ADDR="+serve(t, echo), "--via", exit.addr, "--log-level", "warn")

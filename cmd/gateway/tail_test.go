@@ -23,6 +23,9 @@ const tailBytes = 16 << 20
 
 // TestTail sends 16 MiB after the other direction has ended, to an end that reads slowly, on every way in.
 func TestTail(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	var list []*transfer
 	for i, kind := range []byte{serverEnds, serverCloses, clientEnds, bothEnd, serverEnds, serverCloses, clientEnds, bothEnd} {
 		tr := &transfer{kind: kind, id: uint32(i), down: tailBytes, up: tailBytes, slow: true, served: make(chan error, 1)}
@@ -78,6 +81,9 @@ func dialVia(t *testing.T, addr, target string) *net.TCPConn {
 // TestTailConnectionClose fetches 16 MiB from an HTTP/1.1 server that says Connection: close, and closes. The client
 // reads slowly and does not end its own side.
 func TestTailConnectionClose(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	content := func() io.Reader { return io.LimitReader(rand.NewChaCha8([32]byte{}), tailBytes) }
 	want := sha256.New()
 	if _, err := io.Copy(want, content()); err != nil {

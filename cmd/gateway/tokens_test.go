@@ -85,6 +85,9 @@ func (i *oidcIssuer) token(sub, audience string, groups ...string) string {
 // A gateway believes the tokens of an OpenID Connect issuer, decides by what they say, and explains why not; when the
 // issuer withdraws a key, the flows end that were begun with its tokens.
 func TestTokensOfAnIssuer(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	m := newMesh(t)
 	i := newOIDCIssuer(t)
 	m.write("issuer.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: i.server.Certificate().Raw}))

@@ -102,6 +102,9 @@ routes:
 // Certificates that live for seconds are exchanged each second while flows come and go: none is refused and none is cut.
 // With SOAK it takes a minute.
 func TestRotationUnderLoad(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	period := 6 * time.Second
 	if os.Getenv("SOAK") != "" {
 		period = time.Minute

@@ -367,6 +367,9 @@ func errorsAsCertificate(err error) bool {
 
 // TestIssuerThatDrips has an answer that comes byte by byte and never ends: five seconds are all it gets.
 func TestIssuerThatDrips(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	s := newIssuerServer(t)
 	s.set(func(a *issuerAnswer) { a.drip = true })
 	v := newVerifier(t, s.direct(), s.env())
