@@ -288,6 +288,9 @@ func TestHostileIdentityOpensFlows(t *testing.T) {
 
 // On sockets, in every way that bytes take there: what is limited arrives whole, and has waited.
 func TestTCPLimited(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	const size, perSecond = 3 << 20, 16 << 20 // with a burst of 4 MiB, for 6 MiB both ways
 	for _, tt := range []struct {
 		name          string
@@ -380,6 +383,9 @@ func bothWays(t *testing.T, a, b *net.TCPConn, size int, end bool) {
 
 // Datagrams are counted as bytes are: the rate delays them, and the quota ends the flow.
 func TestUDPLimited(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	for _, tt := range []struct {
 		name         string
 		limit        policy.Limit

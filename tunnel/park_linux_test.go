@@ -44,6 +44,9 @@ const parked = 100
 
 // TestParkedFlowsGoOn wakes flows that have no goroutine by bytes from either end, again and again.
 func TestParkedFlowsGoOn(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	p := newTCPPair(t)
 	before := runtime.NumGoroutine()
 	apps, servers := parkedFlows(t, p, parked)
@@ -73,6 +76,9 @@ func TestParkedFlowsGoOn(t *testing.T) {
 
 // TestParkedFlowsBreak ends flows that have no goroutine, in every way that a flow ends before its time.
 func TestParkedFlowsBreak(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	for name, end := range map[string]func(p *tcpPair, app, server *net.TCPConn){
 		"the app resets":    func(_ *tcpPair, app, _ *net.TCPConn) { app.SetLinger(0); app.Close() },
 		"the server resets": func(_ *tcpPair, _, server *net.TCPConn) { server.SetLinger(0); server.Close() },
@@ -99,6 +105,9 @@ func TestParkedFlowsBreak(t *testing.T) {
 
 // TestParkedFlowsEndWhileTheyPark has flows end at the very moment when they fall silent and park.
 func TestParkedFlowsEndWhileTheyPark(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	p := newTCPPair(t)
 	for end := time.Now().Add(4 * time.Second); time.Now().Before(end); { // real time: flows park at ticks of a second
 		app, server := p.open(t)

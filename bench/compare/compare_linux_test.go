@@ -124,6 +124,9 @@ func wantComplete(t *testing.T, r *results, markdown, name string) {
 // TestCompare measures every pair that needs no other program. Each has to bring back random bytes unchanged before
 // anything is measured, beside its target and far from it.
 func TestCompare(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	measureTiny(t, buildGateway(t), culvertName, tlsRelayName, netHTTP2Name, grpcName, directName)
 }
 

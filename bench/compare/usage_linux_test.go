@@ -10,6 +10,9 @@ import (
 
 // TestUsageCountsChildren has a process whose child does the work.
 func TestUsageCountsChildren(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds; make test has it")
+	}
 	p, err := startProcess(t.TempDir(), "parent", "sh", "-c", "while :; do :; done & wait")
 	if err != nil {
 		t.Fatal(err)
