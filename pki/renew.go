@@ -111,13 +111,21 @@ func openEnrolment(dir string) (*Material, *enrolment, error) {
 // caFiles is what a CA serves to everybody.
 type caFiles struct{ roots, crl []byte }
 
+// client returns a client of the CA that gives each request no longer than timeout and follows no redirects. With once each
+// request has a connection of its own, which ends with it; otherwise the caller closes its idle connections.
+func (e *enrolment) client(timeout time.Duration, once bool) *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{TLSClientConfig: e.tls.Clone(), ForceAttemptHTTP2: true, TLSHandshakeTimeout: caHandshakeTimeout,
+			MaxResponseHeaderBytes: caMaxHeaderBytes, DisableKeepAlives: once},
+		Timeout:       timeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
 // fetch gets the roots and the CRL, over one connection.
 func (e *enrolment) fetch(ctx context.Context) (*caFiles, error) {
-	transport := &http.Transport{TLSClientConfig: e.tls.Clone(), ForceAttemptHTTP2: true, TLSHandshakeTimeout: caHandshakeTimeout,
-		MaxResponseHeaderBytes: caMaxHeaderBytes}
-	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: fetchTimeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	client := e.client(fetchTimeout, false)
+	defer client.CloseIdleConnections()
 	bundle, err := e.get(ctx, client, bundlePath, maxBundleBytes)
 	if err != nil {
 		return nil, err
@@ -205,11 +213,8 @@ func waitForCA(ctx context.Context, dir, tag string) (string, error) {
 	if err != nil {
 		return tag, err
 	}
-	transport := &http.Transport{TLSClientConfig: e.tls.Clone(), ForceAttemptHTTP2: true, TLSHandshakeTimeout: caHandshakeTimeout,
-		MaxResponseHeaderBytes: caMaxHeaderBytes, DisableKeepAlives: true}
-	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: caMaxWait + fetchTimeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	client := e.client(caMaxWait+fetchTimeout, true)
+	defer client.CloseIdleConnections()
 	u := url.URL{Scheme: "https", Host: e.addr, Path: crlPath}
 	req, err := http.NewRequestWithContext(ctx, http.MethodHead, u.String(), nil)
 	if err != nil {
