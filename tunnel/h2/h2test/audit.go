@@ -25,7 +25,9 @@ type audit struct {
 	lastOpened    uint32      // highest stream identifier that the tested end has opened or promised
 	lastGoAway    uint32
 	inBlock       uint32 // the stream whose field block is under way; 0: none
-	ourPings      int
+	sentFrames    int    // by the Peer
+	pings         []int  // sentFrames when the Peer sent each of its PINGs that has no ACK yet
+	seenFrames    int    // how many of the Peer's frames the tested end has seen for certain, by its ACK of a later PING
 }
 
 type auditStream struct {
@@ -34,6 +36,7 @@ type auditStream struct {
 	reserved               bool // promised, no HEADERS yet
 	ended, reset           bool // by the tested end
 	weEnded, weReset       bool
+	weEndedAt              int  // sentFrames when the Peer ended it
 	final                  bool // the tested end has sent its request or final response header section
 }
 
@@ -54,6 +57,7 @@ func (a *audit) stream(id uint32) *auditStream {
 
 // sent takes note of a frame that the Peer writes.
 func (a *audit) sent(f Frame) {
+	a.sentFrames++
 	switch f.Type {
 	case Data:
 		a.sendWindow -= int64(len(f.Payload))
@@ -64,7 +68,7 @@ func (a *audit) sent(f Frame) {
 		a.stream(f.StreamID).weReset = true
 	case Ping:
 		if !f.IsAck() {
-			a.ourPings++
+			a.pings = append(a.pings, a.sentFrames)
 		}
 	case WindowUpdate:
 		if f.StreamID == 0 {
@@ -78,7 +82,8 @@ func (a *audit) sent(f Frame) {
 		}
 	}
 	if f.EndStream() {
-		a.stream(f.StreamID).weEnded = true
+		s := a.stream(f.StreamID)
+		s.weEnded, s.weEndedAt = true, a.sentFrames
 	}
 }
 
@@ -171,8 +176,10 @@ func (a *audit) received(f Frame) (breaches []string) {
 			bad("PING has 8 octets (section 6.7)")
 		}
 		if f.IsAck() {
-			if a.ourPings--; a.ourPings < 0 {
+			if len(a.pings) == 0 {
 				bad("PING ACK without PING (section 6.7)")
+			} else {
+				a.seenFrames, a.pings = a.pings[0], a.pings[1:]
 			}
 		}
 	}
@@ -261,7 +268,7 @@ func (a *audit) states(f Frame) (breaches []string) {
 		bad("an endpoint MUST NOT send frames other than PRIORITY on a closed stream (section 5.1)")
 	case s.ended && f.Type != RSTStream && f.Type != WindowUpdate:
 		bad("frame after END_STREAM (section 5.1)")
-	case s.ended && s.weEnded && f.Type == WindowUpdate:
+	case s.ended && s.weEnded && s.weEndedAt < a.seenFrames && f.Type == WindowUpdate:
 		bad("WINDOW_UPDATE on a closed stream (section 5.1)")
 	}
 	switch f.Type {

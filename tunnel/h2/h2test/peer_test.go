@@ -176,6 +176,8 @@ func TestAudit(t *testing.T) {
 	with := func(start []byte, t FrameType, flags Flags, id uint32, payload []byte) []byte {
 		return AppendFrame(bytes.Clone(start), t, flags, id, payload)
 	}
+	ended := with(head, Headers, EndHeaders|EndStream, 3, block(":status", "200"))
+	pinged := with(settings, Ping, Ack, 0, make([]byte, 8))
 	tests := []struct {
 		name string
 		raw  []byte
@@ -191,7 +193,7 @@ func TestAudit(t *testing.T) {
 		{"RST_STREAM on 0", with(settings, RSTStream, 0, 0, make([]byte, 4)), "does not suit the type"},
 		{"PING on 1", with(settings, Ping, 0, 1, make([]byte, 8)), "does not suit the type"},
 		{"PING length", with(settings, Ping, 0, 0, make([]byte, 7)), "PING has 8 octets"},
-		{"PING ACK unasked", with(settings, Ping, Ack, 0, make([]byte, 8)), "PING ACK without PING"},
+		{"PING ACK unasked", with(pinged, Ping, Ack, 0, make([]byte, 8)), "PING ACK without PING"},
 		{"SETTINGS ACK unasked", with(settings, Settings, Ack, 0, nil), "without SETTINGS to acknowledge"},
 		{"server sets ENABLE_PUSH 1", with(nil, Settings, 0, 0, []byte{0, 2, 0, 0, 0, 1}), "setting 0x2 has the value 1"},
 		{"GOAWAY rises", with(with(settings, GoAway, 0, 0, make([]byte, 8)), GoAway, 0, 0, []byte{0, 0, 0, 1, 0, 0, 0, 0}),
@@ -205,6 +207,9 @@ func TestAudit(t *testing.T) {
 		{"after END_STREAM", with(with(head, Data, EndStream, 1, nil), Data, 0, 1, nil), "frame after END_STREAM"},
 		{"after RST_STREAM", with(with(head, RSTStream, 0, 1, make([]byte, 4)), WindowUpdate, 0, 1, []byte{0, 0, 0, 1}),
 			"on a closed stream"},
+		{"WINDOW_UPDATE that may have crossed our END_STREAM", with(ended, WindowUpdate, 0, 3, []byte{0, 0, 0, 1}), ""},
+		{"WINDOW_UPDATE after our END_STREAM was seen", with(with(ended, Ping, Ack, 0, make([]byte, 8)), WindowUpdate, 0, 3, []byte{0, 0, 0, 1}),
+			"WINDOW_UPDATE on a closed stream"},
 		{"DATA before HEADERS", with(settings, Data, 0, 1, nil), "DATA before a final header section"},
 		{"second final section", with(head, Headers, EndHeaders, 1, block("x", "y")), "without END_STREAM"},
 		{"pseudo in trailers", with(head, Headers, EndHeaders|EndStream, 1, block(":status", "200")), "pseudo-header field in trailers"},
@@ -222,6 +227,8 @@ func TestAudit(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			said := record(t, false, tt.raw, func(p *Peer) {
 				p.WriteHeaders(1, false, Request("POST", "/")...)
+				p.WriteHeaders(3, true, Request("GET", "/")...)
+				p.WritePing(false, [8]byte{})
 				p.Take()
 			})
 			if (said == "") != (tt.want == "") || !strings.Contains(said, tt.want) {
