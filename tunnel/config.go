@@ -114,10 +114,24 @@ type HopConfig struct {
 	// StreamsPerConnection is how many flows share a connection to the hop before another one is
 	// opened. Default 100, and never more than the hop allows.
 	StreamsPerConnection int `yaml:"streamsPerConnection"`
+	// Inner, if present, has a second tunnel lead from here to the workload at the destination itself, inside of the one to
+	// this hop: mutual TLS from end to end, of which the hop sees nothing (double HBONE). It counts where the hop is the last
+	// of a route; where another one follows, that is what runs inside.
+	Inner *InnerConfig `yaml:"inner"`
 	// Connections is over how many connections flows to the hop are spread when several live at a time or
 	// follow closely, so that one does not have to wait behind another; more are opened when these are full.
 	// Default the number of processors, at most 4.
 	Connections int `yaml:"connections"`
+}
+
+// InnerConfig is the tunnel from end to end inside of one to a hop.
+type InnerConfig struct {
+	// Identities are those of which the workload must have one, such as `spiffe://cluster.local/ns/shop/sa/orders`.
+	// Default: any with the same trust domain and namespace as this gateway.
+	Identities []string `yaml:"identities"`
+	// Network is the network that this gateway is in, which the workload is told (`x-forwarded-network`), so that it takes
+	// what it is told of the source for more than the address. Default: none is told.
+	Network string `yaml:"network"`
 }
 
 // EndpointConfig is one of several addresses of a hop.

@@ -17,6 +17,7 @@ const (
 	fieldForwarded   = "forwarded"
 	fieldTraceparent = "traceparent"
 	fieldVia         = "via"
+	fieldNetwork     = "x-forwarded-network"
 	fieldProxyStatus = "proxy-status"
 )
 

@@ -13,14 +13,22 @@ import (
 type Hop struct {
 	// Name is its name in the configuration, or its address where it is given as one.
 	Name string
-	// Identity is who it must be; zero: anybody of this gateway's trust domain and namespace.
-	Identity spiffe.ID
+	// Identities are those of which it must have one; none: anybody of this gateway's trust domain and namespace.
+	Identities []spiffe.ID
 	// Transport names how it is reached: TransportH2, or a key of Env.Transports.
 	Transport string
 
 	endpoints      []endpoint
 	streamsPerConn int
 	spread         int // connections that flows are spread over
+	inner          *inner
+	perTarget      bool // it is a workload, to which an inner tunnel leads
+}
+
+// inner is what is common to the workloads that are reached by a second tunnel inside of one to a hop.
+type inner struct {
+	identities []spiffe.ID
+	network    string
 }
 
 // endpoint is one address of a hop.
@@ -60,7 +68,17 @@ func newHop(name string, c *HopConfig) (*Hop, error) {
 		if err != nil {
 			return nil, fmt.Errorf("hop %s: %w", name, err)
 		}
-		h.Identity = id
+		h.Identities = []spiffe.ID{id}
+	}
+	if c.Inner != nil {
+		h.inner = &inner{network: c.Inner.Network}
+		for _, text := range c.Inner.Identities {
+			id, err := spiffe.ParseName(text)
+			if err != nil {
+				return nil, fmt.Errorf("hop %s: inner: %w", name, err)
+			}
+			h.inner.identities = append(h.inner.identities, id)
+		}
 	}
 	return h, nil
 }
@@ -69,7 +87,7 @@ func newHop(name string, c *HopConfig) (*Hop, error) {
 // address or identity is another hop.
 func (h *Hop) key() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s %s %d %d", h.Name, h.Transport, h.Identity, h.streamsPerConn, h.spread)
+	fmt.Fprintf(&b, "%s %s %s %d %d", h.Name, h.Transport, h.Identities, h.streamsPerConn, h.spread)
 	for _, e := range h.endpoints {
 		fmt.Fprintf(&b, " %s*%d", e.target, e.weight)
 	}
@@ -120,4 +138,18 @@ func newChain(hops []*Hop) *chain {
 		c = next
 	}
 	return c
+}
+
+// to is the chain by which a flow to t goes: c, or, where its last hop is passed by an inner tunnel, c and the workload at t.
+func (c *chain) to(t Target) *chain {
+	in := c.last.inner
+	if in == nil {
+		return c
+	}
+	address := t.String()
+	h := &Hop{
+		Name: address, Identities: in.identities, Transport: TransportH2, perTarget: true,
+		endpoints: []endpoint{{target: t, weight: 1}}, streamsPerConn: c.last.streamsPerConn, spread: 1,
+	}
+	return &chain{last: h, rest: c, name: c.name + "," + address, key: c.key + "\ninner " + address + fmt.Sprint(in.identities)}
 }

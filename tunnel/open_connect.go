@@ -17,7 +17,11 @@ import (
 func (g *Gateway) openConnect(ctx context.Context, f *Flow, early *Early) (Conn, error) {
 	req := g.request(f)
 	req.Early = early
-	s, _, err := g.pool.connect(ctx, f.via.chain, req)
+	c := f.via.chain.to(f.Target)
+	if c != f.via.chain {
+		req.Network = f.via.chain.last.inner.network
+	}
+	s, _, err := g.pool.connect(ctx, c, req)
 	if err != nil {
 		return nil, err
 	}

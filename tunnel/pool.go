@@ -24,6 +24,8 @@ const (
 	// surplusIdle is how long a connection beyond those that flows are spread over may be without one. The others
 	// stay until the hop or IdleTimeout of h2 ends them.
 	surplusIdle = 10 * time.Second
+	// groupIdle is how long a chain of hops to which there is no connection is kept, with what is known of it.
+	groupIdle = 30 * time.Second
 	// closely is how soon after another a flow comes to a hop that is in use, so that more connections to it
 	// are worth their handshakes.
 	closely = 10 * time.Second
@@ -47,6 +49,9 @@ const (
 // errPoolClosed is returned while a pool is closing.
 var errPoolClosed = &Error{Cause: CauseDraining, Reason: "no new tunnels are opened while the gateway stops"}
 
+// errDropped is returned by take of a group that was idle for long; the pool has another one.
+var errDropped = errors.New("the group is dropped")
+
 // pool keeps transports by the chain of hops that they lead to. Many streams share a connection; a hot hop
 // gets several.
 type pool struct {
@@ -63,7 +68,7 @@ type pool struct {
 	loops sync.WaitGroup // dials and watchers
 
 	mu     sync.Mutex          // guards the group below; taken before a group's
-	groups map[groupKey]*group // as many as identities and chains were ever configured, so none is dropped
+	groups map[groupKey]*group // without those that were dropped, being idle
 	closed bool
 }
 
@@ -90,6 +95,7 @@ type group struct {
 	lastErr  error                // of the last dial, nil if it succeeded
 	retryAt  time.Time
 	closed   bool
+	dropped  bool // the pool has forgotten it: take gives errDropped
 }
 
 // dialing is one attempt to connect, for which any number of flows may wait.
@@ -119,14 +125,10 @@ func newPool(self func() spiffe.ID, dial func(context.Context, *chain) (Transpor
 // connect asks the last hop of c for a tunnel. What a hop has not processed is tried again, up to
 // maxTries, but not when bytes of the flow may have gone on from there; see Early.
 func (p *pool) connect(ctx context.Context, c *chain, req *ConnectRequest) (Stream, *ConnectResponse, error) {
-	g, err := p.group(c)
-	if err != nil {
-		return nil, nil, err
-	}
 	for try := 1; ; try++ {
-		t, err := g.take(ctx)
+		g, t, err := p.take(ctx, c)
 		if err != nil {
-			return nil, nil, fmt.Errorf("connect to hop %s: %w", c.last.Name, err)
+			return nil, nil, err
 		}
 		s, resp, err := t.Connect(ctx, req)
 		if err == nil {
@@ -143,13 +145,9 @@ func (p *pool) connect(ctx context.Context, c *chain, req *ConnectRequest) (Stre
 
 // ping measures a round trip to the last hop of c, on a transport as connect would use it.
 func (p *pool) ping(ctx context.Context, c *chain) (spiffe.ID, time.Duration, error) {
-	g, err := p.group(c)
+	g, t, err := p.take(ctx, c)
 	if err != nil {
 		return spiffe.ID{}, 0, err
-	}
-	t, err := g.take(ctx)
-	if err != nil {
-		return spiffe.ID{}, 0, fmt.Errorf("connect to hop %s: %w", c.last.Name, err)
 	}
 	rtt, err := t.Ping(ctx)
 	if err != nil {
@@ -159,6 +157,23 @@ func (p *pool) ping(ctx context.Context, c *chain) (spiffe.ID, time.Duration, er
 	g.answered(t)
 	t.giveBack()
 	return t.Peer(), rtt, nil
+}
+
+// take returns a transport to the last hop of c with a stream set aside, and its group.
+func (p *pool) take(ctx context.Context, c *chain) (*group, *pooled, error) {
+	for {
+		g, err := p.group(c)
+		if err != nil {
+			return nil, nil, err
+		}
+		t, err := g.take(ctx)
+		if err == nil {
+			return g, t, nil
+		}
+		if !errors.Is(err, errDropped) {
+			return nil, nil, fmt.Errorf("connect to hop %s: %w", c.last.Name, err)
+		}
+	}
 }
 
 func (p *pool) group(c *chain) (*group, error) {
@@ -192,9 +207,12 @@ func (g *group) take(ctx context.Context) (*pooled, error) {
 			g.mu.Unlock()
 			return t, nil
 		}
-		if g.closed {
-			g.mu.Unlock()
-			return nil, errPoolClosed
+		if g.closed || g.dropped {
+			defer g.mu.Unlock()
+			if g.closed {
+				return nil, errPoolClosed
+			}
+			return nil, errDropped
 		}
 		g.buryEnded()
 		if g.dialing == nil && now.Before(g.retryAt) {
@@ -480,38 +498,6 @@ func (g *group) watch(t *pooled) {
 	g.mu.Unlock()
 	_ = t.Close() // gives back what it holds
 	g.pool.stats.transports.add(-1)
-}
-
-// prune ends connections that were made for more flows than there are now.
-func (p *pool) prune(now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, g := range p.groups {
-		g.prune(now)
-	}
-}
-
-func (g *group) prune(now time.Time) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for i := len(g.conns) - 1; i >= 0 && len(g.conns) > max(g.chain.last.spread, 1); i-- {
-		t := g.conns[i]
-		if t.inUse > 0 {
-			t.idleAt = time.Time{}
-		} else if t.idleAt.IsZero() {
-			t.idleAt = now
-		} else if now.Sub(t.idleAt) >= surplusIdle {
-			g.remove(t)
-			g.pool.loops.Add(1)
-			go g.retire(t) // ends at once, as no stream is open, or with the pool; close waits for it
-		}
-	}
-}
-
-// retire ends a transport that gets no new streams when the last of them has ended.
-func (g *group) retire(t *pooled) {
-	defer g.pool.loops.Done()
-	_ = t.Drain(g.pool.base) // it is over for new streams; those that live may
 }
 
 // drain takes no new tunnels, waits until those that are open have ended, and closes. When ctx ends first

@@ -76,6 +76,8 @@ type ConnectRequest struct {
 	Traceparent string
 	// Early is what may go out before the answer; nil: nothing. A transport may leave it alone.
 	Early *Early
+	// Network is the network where the flow comes from, where it has left that (x-forwarded-network).
+	Network string
 	// Hops is how many gateways have passed the flow on, this one included (via; RFC 9110, section
 	// 7.6.3); 0 where it began.
 	Hops int

@@ -130,6 +130,9 @@ func connectHeader(req *ConnectRequest) *h2.Header {
 			h.Fields = append(h.Fields, f)
 		}
 	}
+	if req.Network != "" {
+		h.Fields = append(h.Fields, h2.Field{Name: fieldNetwork, Value: req.Network})
+	}
 	if req.Hops > 0 {
 		h.Fields = append(h.Fields, h2.Field{Name: fieldVia, Value: viaOf(req.Hops)})
 	}

@@ -275,6 +275,16 @@ func (v *validator) hop(name string, h *HopConfig) {
 			v.note(at+".identity", "%v; it should be like spiffe://cluster.local/ns/default/sa/gw", err)
 		}
 	}
+	if h.Inner != nil {
+		for i, id := range h.Inner.Identities {
+			if _, err := spiffe.ParseName(id); err != nil {
+				v.note(fmt.Sprintf("%s.inner.identities[%d]", at, i), "%v; it should be like spiffe://cluster.local/ns/shop/sa/orders", err)
+			}
+		}
+		if n := h.Inner.Network; n != "" && !isName(n) {
+			v.note(at+".inner.network", "%q is not a name for a network; it should be of letters, digits, - _ and .", n)
+		}
+	}
 	if h.Transport != "" && h.Transport != TransportH2 {
 		v.note(at+".transport", "%q is no transport; it should be %s", h.Transport, TransportH2)
 	}

@@ -60,7 +60,7 @@ func (i *identity) serverTLS(string) *tls.Config { return i.current.Load().serve
 
 // clientTLS is tunnel.Env.ClientTLS.
 func (i *identity) clientTLS(hop *tunnel.Hop) *tls.Config {
-	return i.current.Load().ClientTLS(i.verifier(hop.Identity))
+	return i.current.Load().ClientTLS(i.verifier(hop.Identities...))
 }
 
 // identify is tunnel.Env.Identify.
@@ -78,16 +78,19 @@ func (i *identity) doubt(certs []*x509.Certificate, server bool) error {
 
 // authorizerTLS is extauthz.Env.ClientTLS.
 func (i *identity) authorizerTLS(id spiffe.ID) *tls.Config {
+	if id.IsZero() {
+		return i.current.Load().ClientTLS(i.verifier())
+	}
 	return i.current.Load().ClientTLS(i.verifier(id))
 }
 
 // verifier says who a hop, or an authorizer, may be: the one that the configuration names, or anybody of the own trust domain
 // and namespace.
-func (i *identity) verifier(id spiffe.ID) func(spiffe.ID) error {
-	if id.IsZero() {
+func (i *identity) verifier(ids ...spiffe.ID) func(spiffe.ID) error {
+	if len(ids) == 0 {
 		return i.current.Load().Neighbour
 	}
-	return pki.Exactly(id)
+	return pki.Exactly(ids...)
 }
 
 // openIdentity opens the identity that cfg names, or the one kept in the state folder, made on first

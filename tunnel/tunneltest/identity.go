@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/url"
+	"slices"
 	"testing"
 	"time"
 
@@ -109,8 +110,7 @@ func (i *Identity) ServerTLS(string) *tls.Config {
 // this one.
 func (i *Identity) ClientTLS(hop *tunnel.Hop) *tls.Config {
 	return i.config(func(peer spiffe.ID) error {
-		want := hop.Identity
-		if peer == want || want.IsZero() && peer.TrustDomain() == i.ID.TrustDomain() && peer.Namespace() == i.ID.Namespace() {
+		if slices.Contains(hop.Identities, peer) || len(hop.Identities) == 0 && peer.TrustDomain() == i.ID.TrustDomain() && peer.Namespace() == i.ID.Namespace() {
 			return nil
 		}
 		return fmt.Errorf("hop %s is %s", hop.Name, peer)
