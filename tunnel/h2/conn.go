@@ -121,6 +121,10 @@ type Stats struct {
 	SendWindow, RecvWindow, RecvPending int64
 }
 
+// ALPNBidirectional is the protocol of TLS (RFC 7301) on which both ends agree to Config.Bidirectional: HTTP/2 but for what
+// is said there. It is our own and registered nowhere.
+const ALPNBidirectional = "culvert-reverse/1"
+
 // NewClient starts the client role on nc, which is a connection that the peer serves, TLS handshake
 // included. It sends the preface and SETTINGS without waiting for the peer's. The connection owns nc.
 func NewClient(nc net.Conn, cfg *Config) (*Conn, error) { return newConn(nc, cfg, true) }

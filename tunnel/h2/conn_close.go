@@ -180,7 +180,7 @@ func (c *Conn) Drain(ctx context.Context) error {
 	c.mu.Lock()
 	if c.err == nil && (!c.draining || c.goAwayID == maxStreamID) {
 		var p *ping
-		if !c.client {
+		if c.mayServe() {
 			if !c.draining { // else that was said before
 				c.ctrl = appendGoAway(c.ctrl, maxStreamID, NoError, "draining")
 			}
@@ -287,7 +287,7 @@ func (c *Conn) onGoAway(h frameHeader, p []byte) error {
 	c.peerLastID = last
 	c.openCond.Broadcast()
 	for id, s := range c.streams {
-		if s.own && c.client && id > last {
+		if s.own && s.asks && id > last {
 			c.endReset(s, &StreamError{StreamID: id, Code: RefusedStream, By: Peer, Reason: "not processed before GOAWAY"})
 		}
 	}

@@ -93,7 +93,7 @@ func (c *Conn) takeData(h frameHeader) (*Stream, error) {
 		return nil, connError(ProtocolError, "DATA on a reserved stream")
 	case !s.state.canReceive():
 		return nil, streamError(h.streamID, StreamClosed, "DATA after END_STREAM")
-	case c.client && !s.gotHead:
+	case s.asks && !s.gotHead:
 		return nil, streamError(h.streamID, ProtocolError, "DATA before response headers")
 	case s.userDone:
 		return nil, nil

@@ -67,7 +67,7 @@ func (in *inbound) onContinuation(h frameHeader, p []byte) error {
 
 // onPushPromise begins a promise (RFC 9113, section 6.6).
 func (in *inbound) onPushPromise(h frameHeader, p []byte) error {
-	if !in.c.client || !in.c.cfg.EnablePush {
+	if !in.c.mayAsk() || !in.c.cfg.EnablePush {
 		return connError(ProtocolError, "PUSH_PROMISE that was not asked for")
 	}
 	p, cerr := unpad(h, p)
@@ -135,7 +135,7 @@ func (c *Conn) requested(b *openBlock) error {
 	s := c.streams[b.id]
 	if s != nil {
 		c.mu.Unlock()
-		if c.client {
+		if s.asks {
 			return c.response(s, b) // the answer on a promised stream
 		}
 		return c.trailers(s, b)
@@ -144,13 +144,11 @@ func (c *Conn) requested(b *openBlock) error {
 	switch {
 	case c.err != nil:
 		return nil // a write has failed meanwhile: nobody would end the stream
-	case c.client:
+	case !c.mayServe():
 		if c.idle(b.id) {
 			return connError(ProtocolError, "HEADERS on a stream that was not promised")
 		}
 		return c.lateHeaders(b)
-	case b.id%2 == 0:
-		return connError(ProtocolError, "request on an even stream id")
 	case b.id <= c.lastPeerID:
 		return c.lateHeaders(b)
 	case c.draining && b.id > c.goAwayID:
@@ -261,7 +259,7 @@ func (c *Conn) answered(b *openBlock) error {
 		return c.lateHeaders(b)
 	}
 	c.mu.Unlock()
-	if !c.client {
+	if !s.asks {
 		return connError(ProtocolError, "HEADERS on a promise of ours")
 	}
 	return c.response(s, b)

@@ -45,21 +45,21 @@ func (c *Conn) queueFirstSettings() {
 		value uint32
 	}
 	list := make([]setting, 0, 7)
-	if c.client {
+	if c.mayAsk() {
 		push := uint32(0)
 		if c.cfg.EnablePush {
 			push = 1
 		}
 		list = append(list, setting{settingEnablePush, push})
 	}
-	if !c.client || c.cfg.EnablePush {
+	if c.mayServe() || c.cfg.EnablePush {
 		list = append(list, setting{settingMaxStreams, c.cfg.MaxStreams})
 	}
 	list = append(list,
 		setting{settingInitialWindow, uint32(c.cfg.StreamWindow)},
 		setting{settingMaxFrame, c.cfg.MaxFrameBytes},
 		setting{settingMaxHeaderList, c.cfg.MaxHeaderListBytes})
-	if !c.client && c.cfg.EnableConnectProtocol {
+	if c.mayServe() && c.cfg.EnableConnectProtocol {
 		list = append(list, setting{settingEnableConnectProt, 1})
 	}
 	c.ctrl = appendFrameHeader(c.ctrl, 6*len(list), frameSettings, 0, 0)
@@ -137,7 +137,7 @@ func (c *Conn) applySetting(id uint16, v uint32) error {
 	case settingHeaderTableSize:
 		c.enc.SetMaxDynamicTableSize(min(v, maxEncoderTable))
 	case settingEnablePush:
-		if v > 1 || c.client && v == 1 {
+		if v > 1 || v == 1 && !c.mayServe() {
 			return connError(ProtocolError, "SETTINGS_ENABLE_PUSH out of range")
 		}
 		c.peer.push = v == 1

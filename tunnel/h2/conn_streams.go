@@ -15,7 +15,8 @@ const reservedIDs = 1 << 16
 // Open sends the head h of a request and, with endStream, nothing after it. It does not wait for the
 // answer: see Stream.Response. It blocks while the peer's limit of concurrent streams is reached, until
 // ctx ends. Errors: ErrDraining when the connection takes no more streams (the request was not sent), a
-// *ConnError, ctx's, or what is wrong with h. Only the client role opens streams; a server pushes.
+// *ConnError, ctx's, or what is wrong with h. Only the client role opens streams, unless Config.Bidirectional is set;
+// a server pushes.
 func (c *Conn) Open(ctx context.Context, h *Header, endStream bool) (*Stream, error) {
 	return c.openWith(ctx, h, endStream, nil)
 }
@@ -44,7 +45,7 @@ func (c *Conn) openWith(ctx context.Context, h *Header, endStream bool, hooks st
 
 // queueOpen makes a stream and queues its head.
 func (c *Conn) queueOpen(ctx context.Context, h *Header, endStream bool, hooks streamHooks) (*Stream, error) {
-	if !c.client {
+	if !c.mayAsk() {
 		return nil, errors.New("a server opens no stream (RFC 9113, section 5.1.1); use Stream.Push")
 	}
 	if h.Status != 0 {
@@ -75,6 +76,7 @@ func (c *Conn) queueOpen(ctx context.Context, h *Header, endStream bool, hooks s
 		return nil, fmt.Errorf("header list of %d bytes, the peer accepts %d", h.listBytes(), limit)
 	}
 	s := c.newStream(c.nextID, true, h)
+	s.asks = true
 	s.hooks, s.inUse = hooks, true
 	c.nextID += 2
 	s.state = stateIdle.sendHeaders()
@@ -109,7 +111,7 @@ func (c *Conn) slots() int { return int(min(c.peer.maxStreams, 1<<30)) - c.ownOp
 func (c *Conn) Slots() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closedForOpen() != nil || !c.client {
+	if c.closedForOpen() != nil || !c.mayAsk() {
 		return 0
 	}
 	return max(0, c.slots())
@@ -263,6 +265,12 @@ func (c *Conn) idle(id uint32) bool {
 	return id > c.lastPeerID
 }
 
+// mayAsk reports whether this end may open streams with requests, and be promised some.
+func (c *Conn) mayAsk() bool { return c.client || c.cfg.Bidirectional }
+
+// mayServe reports whether the peer may.
+func (c *Conn) mayServe() bool { return !c.client || c.cfg.Bidirectional }
+
 // isOwnID reports whether streams with this id are opened by us: clients use odd ids (RFC 9113,
 // section 5.1.1).
 func (c *Conn) isOwnID(id uint32) bool { return id%2 == 1 == c.client }
@@ -326,7 +334,7 @@ func (s *Stream) sendHead(h *Header, endStream, hold bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case c.client:
+	case s.asks:
 		return errors.New("response sent by the side that asked")
 	case s.werr != nil:
 		return s.werr

@@ -16,7 +16,7 @@ func (s *Stream) respondWith(h *Header, p []byte, end bool) (bool, error) {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.client || s.answered || h.Status < 200 || !s.fits(len(p)) {
+	if s.asks || s.answered || h.Status < 200 || !s.fits(len(p)) {
 		return false, nil // Respond says what is wrong
 	}
 	s.answer(h)

@@ -128,6 +128,11 @@ type Config struct {
 	EnablePush bool
 	// EnableConnectProtocol announces extended CONNECT (server role; RFC 8441, section 3).
 	EnableConnectProtocol bool
+	// Bidirectional lets both ends open streams, and promise: the client role with odd ids, the server role with even
+	// ones, of which its promises take theirs as well. Each end is to the streams of the other what a server is in RFC
+	// 9113: Handler, MaxStreams, EnablePush and EnableConnectProtocol hold for both roles, and every limit for each
+	// direction by itself. It is no part of RFC 9113, so both ends must have agreed on it, by ALPN (ALPNBidirectional).
+	Bidirectional bool
 
 	StreamWindow        int32         // first receive window of a stream, bytes; 0: DefaultStreamWindow
 	MaxStreamWindow     int32         // greatest receive window of a stream, bytes; 0: DefaultMaxStreamWindow

@@ -24,7 +24,7 @@ func (s *Stream) Push(promise *Header) (*Stream, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case c.client || s.own || !c.peer.push:
+	case s.asks || s.own || !c.peer.push:
 		return nil, ErrPushDisabled
 	case s.werr != nil:
 		return nil, s.werr
@@ -57,7 +57,7 @@ func (c *Conn) promised(b *openBlock) error {
 	c.mu.Lock()
 	parent := c.streams[b.id]
 	switch {
-	case b.promised%2 != 0 || b.promised <= c.lastPeerID:
+	case c.isOwnID(b.promised) || b.promised <= c.lastPeerID:
 		c.mu.Unlock()
 		return connError(ProtocolError, "promise of a stream id that cannot be promised")
 	case parent == nil && !c.resetRecently(b.id) || !c.isOwnID(b.id):
@@ -99,6 +99,7 @@ func (c *Conn) promised(b *openBlock) error {
 	}
 	h := b.h
 	p := c.newStream(b.promised, false, &h)
+	p.asks = true
 	p.state = stateReservedRemote
 	p.inUse = true
 	c.addStream(p)

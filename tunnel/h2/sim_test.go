@@ -30,7 +30,16 @@ var simFound = []sim.Found{
 // and checks SECURITY.md's goal 9: streams are byte-exact, a cut is no clean end and no clean end a cut, windows are
 // conserved, slots are freed after their work, and nothing is left.
 func TestSim(t *testing.T) {
-	sim.Run(t, simFound, func(t *testing.T, seed uint64) { newH2Sim(t, seed).run() })
+	sim.Run(t, simFound, func(t *testing.T, seed uint64) { newH2Sim(t, seed, nil).run() })
+}
+
+// simBothFound are the seeds of TestSimBidirectional that have ever failed.
+var simBothFound = []sim.Found{}
+
+// TestSimBidirectional is TestSim for a connection on which both ends open streams: what holds there holds for each
+// direction, and neither stands in the other's way.
+func TestSimBidirectional(t *testing.T) {
+	sim.Run(t, simBothFound, func(t *testing.T, seed uint64) { newH2Sim(t, seed, sim.Rand(seed, 7)).run() })
 }
 
 // h2Sim is one seed.
@@ -50,13 +59,16 @@ type h2Sim struct {
 	drainer  *Conn
 	draining atomic.Bool
 	closeAt  time.Duration // 0: never
-	live     atomic.Int64  // handlers that have not called Close
+
+	// handlers of the server, and of the client, that have not called Close
+	live, clientLive atomic.Int64
 }
 
 // simDeadline is by when everything must be over, however slow the links: then something hangs.
 const simDeadline = 12 * time.Hour
 
-func newH2Sim(t *testing.T, seed uint64) *h2Sim {
+// newH2Sim draws one seed; both, unless it is nil, says which flows the server opens.
+func newH2Sim(t *testing.T, seed uint64, both *rand.Rand) *h2Sim {
 	s := &h2Sim{t: t, seed: seed, r: sim.Rand(seed, 2), resume: make(chan struct{})}
 	r := s.r
 	out, back := sim.DrawLinks(r)
@@ -75,13 +87,21 @@ func newH2Sim(t *testing.T, seed uint64) *h2Sim {
 	s.clientNC = a
 	s.clientBudget, s.srvBudge = drawBudget(r), drawBudget(r)
 	ccfg, scfg := drawConfig(r, s.clientBudget), drawConfig(r, s.srvBudge)
-	scfg.Handler = s.handle
+	scfg.Handler = func(st *Stream) { s.handle(st, s.server, &s.live) }
+	if both != nil {
+		ccfg.Bidirectional, scfg.Bidirectional = true, true
+		ccfg.Handler = func(st *Stream) { s.handle(st, s.client, &s.clientLive) }
+	}
 	s.flows = make([]*h2SimFlow, 1+r.IntN(40))
 	parked := 0
 	for i := range s.flows {
 		s.flows[i] = drawH2Flow(r, i, s.resume)
+		most := scfg.MaxStreams
+		if both != nil && sim.Chance(both, 2) {
+			s.flows[i].byServer, most = true, ccfg.MaxStreams
+		}
 		if s.flows[i].Parked() {
-			if parked++; parked > 3 || scfg.MaxStreams > 0 && scfg.MaxStreams < 20 {
+			if parked++; parked > 3 || most > 0 && most < 20 {
 				s.flows[i].Unpark() // the others need the slots
 			}
 		}
@@ -116,6 +136,7 @@ func drawConfig(r *rand.Rand, b *Budget) *Config {
 // h2SimFlow is a flow with what the server does before it carries it, and the client's patience.
 type h2SimFlow struct {
 	*sim.Flow
+	byServer bool // it asks
 	start    time.Duration
 	answer   time.Duration // after which the server answers
 	how      h2SimAnswer
@@ -162,9 +183,9 @@ type h2SimEnd struct{ *Stream }
 func (e h2SimEnd) Abort() { e.Reset(Cancel) }
 
 // handle serves a request as its flow says.
-func (s *h2Sim) handle(st *Stream) {
-	s.checkSlots(s.live.Add(1))
-	e := &h2SimHandled{h2SimEnd: h2SimEnd{st}, live: &s.live}
+func (s *h2Sim) handle(st *Stream, by *Conn, n *atomic.Int64) {
+	s.checkSlots(by, n.Add(1))
+	e := &h2SimHandled{h2SimEnd: h2SimEnd{st}, live: n}
 	defer e.Close()
 	id, err := strconv.Atoi(strings.TrimSuffix(st.Request().Authority, ".test:80"))
 	if err != nil {
@@ -204,8 +225,7 @@ func (e *h2SimHandled) Close() error {
 }
 
 // checkSlots checks that streams whose work goes on hold their slots (SECURITY.md, rows 1 and 2).
-func (s *h2Sim) checkSlots(live int64) {
-	c := s.server
+func (s *h2Sim) checkSlots(c *Conn, live int64) {
 	if c == nil {
 		return // the first request was faster than NewServer
 	}
@@ -222,7 +242,15 @@ func (s *h2Sim) checkSlots(live int64) {
 
 func (s *h2Sim) String() string { return fmt.Sprintf("seed %d", s.seed) }
 
-// carry is the client's part of a flow.
+// asker is the end that opens the flow.
+func (s *h2Sim) asker(f *h2SimFlow) *Conn {
+	if f.byServer {
+		return s.server
+	}
+	return s.client
+}
+
+// carry is the part of a flow that its asker has.
 func (s *h2Sim) carry(f *h2SimFlow) {
 	defer close(f.over)
 	time.Sleep(f.start)
@@ -240,7 +268,7 @@ func (s *h2Sim) carry(f *h2SimFlow) {
 			return
 		}
 		var refused *StreamError
-		if f.how != answerReset && errors.As(err, &refused) && refused.By == Peer && refused.Code == RefusedStream && s.client.Err() == nil {
+		if f.how != answerReset && errors.As(err, &refused) && refused.By == Peer && refused.Code == RefusedStream && s.asker(f).Err() == nil {
 			time.Sleep(100 * time.Millisecond) // the server's limit was not known, or its work lags behind
 			continue
 		}
@@ -250,7 +278,7 @@ func (s *h2Sim) carry(f *h2SimFlow) {
 }
 
 func (s *h2Sim) open(ctx context.Context, f *h2SimFlow) (*Stream, error) {
-	st, err := s.client.Open(ctx, &Header{Method: "CONNECT", Authority: fmt.Sprintf("%d.test:80", f.ID)}, false)
+	st, err := s.asker(f).Open(ctx, &Header{Method: "CONNECT", Authority: fmt.Sprintf("%d.test:80", f.ID)}, false)
 	if err != nil {
 		return nil, err
 	}
@@ -316,7 +344,7 @@ func (s *h2Sim) await(parked bool) {
 			s.hangs(f.String())
 		}
 	}
-	for waited := time.Duration(0); parked && s.live.Load() > 0; waited += time.Second {
+	for waited := time.Duration(0); parked && s.live.Load()+s.clientLive.Load() > 0; waited += time.Second {
 		if time.Sleep(time.Second); waited > simDeadline {
 			s.hangs("a handler")
 		}
@@ -437,7 +465,7 @@ func (s *h2Sim) checkNothingLeft() {
 			s.t.Errorf("%s: the %s still reads", s, name)
 		}
 	}
-	if n := s.live.Load(); n != 0 {
+	if n := s.live.Load() + s.clientLive.Load(); n != 0 {
 		s.t.Errorf("%s: %d handlers live when all is over", s, n)
 	}
 }

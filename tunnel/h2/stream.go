@@ -17,6 +17,7 @@ type Stream struct {
 	c             *Conn
 	id            uint32
 	own           bool    // opened or promised by us
+	asks          bool    // we are the side that asked, or was promised: the response is the peer's
 	connect, head bool    // the method of the request is CONNECT, extended or not, or HEAD
 	req           *Header // the request that opened it, or the promise; nil after DropHeads
 

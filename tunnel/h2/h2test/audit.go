@@ -10,7 +10,8 @@ import (
 // not allow its sender. Where a setting of the Peer is on its way and the tested end may or may not have
 // seen it, the kinder reading counts.
 type audit struct {
-	peerIsServer bool
+	peerIsServer  bool
+	bidirectional bool // both ends open streams and promise; see h2.Config
 
 	streams       map[uint32]*auditStream
 	recvWindow    int64 // what the tested end may still send on the connection
@@ -33,6 +34,7 @@ type audit struct {
 type auditStream struct {
 	recvWindow, sendWindow int64
 	theirs                 bool // opened or promised by the tested end
+	promised               bool // promised by the tested end
 	reserved               bool // promised, no HEADERS yet
 	ended, reset           bool // by the tested end
 	weEnded, weReset       bool
@@ -223,7 +225,7 @@ func (a *audit) settings(f Frame) (breaches []string) {
 	}
 	for _, s := range f.Settings() {
 		switch {
-		case s.ID == EnablePush && s.Value > 1, s.ID == EnablePush && s.Value == 1 && !a.peerIsServer,
+		case s.ID == EnablePush && s.Value > 1, s.ID == EnablePush && s.Value == 1 && !a.peerIsServer && !a.bidirectional,
 			s.ID == InitialWindowSize && s.Value > 1<<31-1,
 			s.ID == MaxFrameSize && (s.Value < 1<<14 || s.Value > 1<<24-1),
 			s.ID == EnableConnectProtocol && s.Value > 1:
@@ -301,7 +303,7 @@ func (a *audit) opens(f Frame) (breaches []string) {
 		breaches = append(breaches, fmt.Sprintf(format, args...)+": "+f.String())
 	}
 	switch {
-	case f.Type != Headers || !a.peerIsServer || f.StreamID%2 == 0:
+	case f.Type != Headers || !a.peerIsServer && !a.bidirectional || !a.isTheirs(f.StreamID):
 		// RST_STREAM may answer what the Peer sent on a stream by WriteRaw.
 		if f.Type != RSTStream {
 			bad("stream is idle and not the sender's to open (section 5.1.1)")
@@ -324,20 +326,31 @@ func (a *audit) opens(f Frame) (breaches []string) {
 	return breaches
 }
 
+// isTheirs reports whether the tested end opens, or promises, streams with this identifier (section 5.1.1).
+func (a *audit) isTheirs(id uint32) bool { return id%2 == 1 == a.peerIsServer }
+
+// asks reports whether the tested end sends requests on the stream, and not responses.
+func (a *audit) asks(s *auditStream) bool {
+	if a.bidirectional {
+		return s.theirs && !s.promised
+	}
+	return a.peerIsServer
+}
+
 func (a *audit) promises(f Frame) (breaches []string) {
 	promised := f.Promised()
-	if a.peerIsServer {
+	if a.peerIsServer && !a.bidirectional {
 		breaches = append(breaches, "a client cannot push (section 8.4): "+f.String())
 	}
 	if !a.pushAllowed {
 		breaches = append(breaches, "PUSH_PROMISE after SETTINGS_ENABLE_PUSH 0 (section 6.6): "+f.String())
 	}
-	if promised%2 != 0 || promised <= a.lastOpened {
+	if !a.isTheirs(promised) || promised <= a.lastOpened {
 		breaches = append(breaches, fmt.Sprintf("illegal promised stream %d (section 6.6): %v", promised, f))
 	}
 	a.lastOpened = max(a.lastOpened, promised)
 	s := a.stream(promised)
-	s.theirs, s.reserved, s.weEnded = true, true, true
+	s.theirs, s.promised, s.reserved, s.weEnded = true, true, true, true
 	return breaches
 }
 
@@ -348,7 +361,8 @@ func (a *audit) section(f Frame) (breaches []string) {
 	}
 	s := a.stream(f.StreamID)
 	trailers := f.Type == Headers && s.final
-	if f.Type == Headers && (a.peerIsServer || !strings.HasPrefix(f.Value(":status"), "1")) {
+	asks := a.asks(s)
+	if f.Type == Headers && (asks || !strings.HasPrefix(f.Value(":status"), "1")) {
 		s.final = true
 	}
 	if trailers && !f.EndStream() {
@@ -362,7 +376,7 @@ func (a *audit) section(f Frame) (breaches []string) {
 			bad("pseudo-header field in trailers (section 8.1)")
 		case pseudo && (regular || seen[hf.Name]):
 			bad("pseudo-header field %q late or twice (section 8.3)", hf.Name)
-		case pseudo && (hf.Name == ":status") != (!a.peerIsServer && f.Type == Headers):
+		case pseudo && (hf.Name == ":status") != (!asks && f.Type == Headers):
 			bad("pseudo-header field %q does not belong there (section 8.3)", hf.Name)
 		case !pseudo && !validName(hf.Name):
 			bad("field name %q (section 8.2.1)", hf.Name)
@@ -373,7 +387,7 @@ func (a *audit) section(f Frame) (breaches []string) {
 		}
 		regular, seen[hf.Name] = regular || !pseudo, true
 	}
-	if f.Type == Headers && !a.peerIsServer && !trailers && !seen[":status"] {
+	if f.Type == Headers && !asks && !trailers && !seen[":status"] {
 		bad("response without :status (section 8.3.2)")
 	}
 	return breaches

@@ -75,6 +75,10 @@ func newPeer(t testing.TB, nc net.Conn, server bool) *Peer {
 	return p
 }
 
+// Bidirectional tells the audit that the tested end may open streams and promise whatever its role is; see
+// h2.Config. To be called before the Handshake.
+func (p *Peer) Bidirectional() { p.audit.bidirectional = true }
+
 // Close closes the connection without a word.
 func (p *Peer) Close() { p.nc.Close() }
 
