@@ -38,6 +38,8 @@ type serverConn struct {
 	disowned atomic.Pointer[Error] // why its peer is not believed any more; nil: it is
 	retiring atomic.Bool           // its peer's certificate has expired
 
+	passed atomic.Pointer[passed] // of the last request that had some
+
 	mu    sync.Mutex
 	ended int64 // streams that are over; guarded by mu
 	one   sync.Cond
@@ -163,13 +165,14 @@ func (s *serverConn) serveStream(st *h2.Stream) {
 func (s *serverConn) newFlow(head *h2.Header, conf *listenerConf) *Flow {
 	r := &Request{
 		Dialled: s.dialled, Baggage: strings.Join(head.Values(fieldBaggage), ","), Forwarded: strings.Join(head.Values(fieldForwarded), ", "),
-		Traceparent: head.Get(fieldTraceparent), Hops: countHops(head.Values(fieldVia)),
+		Traceparent: head.Get(fieldTraceparent), Tracestate: strings.Join(head.Values(fieldTracestate), ","),
 	}
 	if s.g.env.VerifyToken != nil {
 		r.fields = head
 	}
 	r.believe(s.trusted())
 	f := &Flow{Listener: conf.name, Way: WayConnect, Source: s.source, Peer: s.proof.id, Request: r, taken: true, from: s}
+	f.passed = s.passedOf(head.Values(fieldVia))
 	if from := forwardedFor(r.Forwarded); from.IsValid() {
 		f.show().remote = from
 	}

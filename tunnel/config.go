@@ -25,8 +25,8 @@ type Config struct {
 	Routes []RouteConfig `yaml:"routes"`
 	// Policy says which peers may come, and what may be reached from here. Every hop decides for itself.
 	Policy policy.Config `yaml:"policy"`
-	// TrustHeaders lists the peers whose `baggage`, `forwarded` and `traceparent` are believed and passed
-	// on, written as in `policy.allow`. Of others these fields end here. Default: none.
+	// TrustHeaders lists the peers whose `baggage`, `forwarded`, `traceparent` and `tracestate`, and whose names in `via`, are
+	// believed and passed on, written as in `policy.allow`. Of others these fields end here. Default: none.
 	TrustHeaders []string `yaml:"trustHeaders"`
 	// Expiry says what becomes of live flows when the certificate expires that their peer, or the hop that they go by, has
 	// shown: with `drain` they run on, to `timeouts.age` at most, with `end` they are cut. New ones need a connection with a

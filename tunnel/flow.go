@@ -42,6 +42,7 @@ type Flow struct {
 	via     *route     // the route that took the flow
 	named   bool       // by naming its destination
 	local   bool       // the destination is this host's own
+	passed  *passed    // the gateways before this one; nil: none
 	shown   *shown     // what policy is told of it besides; nil: nothing
 	asked   asked      // what policy has said of it
 	self    spiffe.ID  // who this gateway was then
@@ -84,10 +85,8 @@ type Request struct {
 	// Dialled is the address that a peer's connection was made to, for the meaning of "local"; not valid
 	// where the connection was captured, unless on its way to this host.
 	Dialled netip.Addr
-	// Baggage, Forwarded and Traceparent are fields of the request that may be believed.
-	Baggage, Forwarded, Traceparent string
-	// Hops is how many gateways have passed the flow on.
-	Hops int
+	// Baggage, Forwarded, Traceparent and Tracestate are fields of the request that may be believed.
+	Baggage, Forwarded, Traceparent, Tracestate string
 
 	fields *h2.Header // of the request, where a token may be; nil: none
 

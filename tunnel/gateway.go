@@ -112,6 +112,7 @@ type Gateway struct {
 	carry func(*Flow, Accepted) // Carry, or what a Listener does instead
 	first *Config               // for Start
 	pool  *pool
+	via   string          // this gateway in via
 	base  context.Context // ended by Close
 	end   context.CancelFunc
 	grace context.Context // ended by Close, and when the time for draining is over
@@ -160,7 +161,7 @@ const (
 // New makes a gateway of cfg, which it validates. It opens nothing. Problems of cfg come back as Problems.
 func New(cfg *Config, env Env) (*Gateway, error) {
 	env = env.withDefaults()
-	g := &Gateway{env: env, first: cfg, listeners: make(map[string]*listener), servers: make(map[*serverConn]struct{})}
+	g := &Gateway{env: env, first: cfg, via: newViaMember(), listeners: make(map[string]*listener), servers: make(map[*serverConn]struct{})}
 	p, err := g.compile(cfg)
 	if err != nil {
 		return nil, err
@@ -324,6 +325,10 @@ func (g *Gateway) install(next *listening, p *plan) {
 		go l.acceptLoop() // ends when the listener is closed, by Drain, Close or a Reload without it; Close waits for it
 	}
 }
+
+// Via is how this gateway calls itself to other gateways, so that it knows a flow again that comes back: random, and new with
+// each start.
+func (g *Gateway) Via() string { return g.via }
 
 // Self returns this gateway's identity.
 func (g *Gateway) Self() spiffe.ID { return g.env.Self() }

@@ -263,7 +263,7 @@ func TestHeaderFields(t *testing.T) {
 	if f := got["forwarded"]; !strings.HasPrefix(f, `for="10.0.0.1:`) || !strings.HasSuffix(f, `";host=svc.example`) {
 		t.Errorf("forwarded %q, want the peer's own address alone", f)
 	}
-	if got["traceparent"][:36] == trace[:36] || got["via"] != "2 culvert, 2 culvert" {
+	if got["traceparent"][:36] == trace[:36] || !strings.HasPrefix(got["via"], "2 culvert, 2 culvert-") {
 		t.Errorf("traceparent %q, via %q, want a new trace and two gateways without the name", got["traceparent"], got["via"])
 	}
 	if err := g.Reload(context.Background(), cfg("cluster.local/ns/default/sa/client")); err != nil {
@@ -278,6 +278,9 @@ func TestHeaderFields(t *testing.T) {
 	}
 	if tp := got["traceparent"]; tp[:36] != trace[:36] || tp == trace {
 		t.Errorf("traceparent %q, want the trace to go on with a parent id of ours", tp)
+	}
+	if !strings.HasPrefix(got["via"], "2 someone, 2 culvert-") {
+		t.Errorf("via %q, want the name that a trusted peer told and ours", got["via"])
 	}
 }
 

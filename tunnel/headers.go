@@ -5,17 +5,19 @@ import (
 	"encoding/hex"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"culvert/pki/spiffe"
 )
 
 // Names of the fields of a CONNECT and its answer, in the order in which they are sent (HBONE.md,
-// "Request"). via is sent only by a gateway that passes a tunnel on.
+// "Request"). tracestate and via are not ztunnel's. via is sent by a gateway that a tunnel could come back to.
 const (
 	fieldBaggage     = "baggage"
 	fieldForwarded   = "forwarded"
 	fieldTraceparent = "traceparent"
+	fieldTracestate  = "tracestate"
 	fieldVia         = "via"
 	fieldNetwork     = "x-forwarded-network"
 	fieldProxyStatus = "proxy-status"
@@ -25,17 +27,17 @@ const (
 	// maxTrustedLen bounds each field that is believed and passed on: W3C Baggage, section 3.3.2, lets
 	// 8192 bytes be dropped above.
 	maxTrustedLen = 8192
-	// maxHops is how many gateways a tunnel may pass before it is taken for a loop.
-	maxHops = 8
-	// viaMember is how a gateway stands in via: the protocol version and a name that tells nothing.
-	viaMember = "2 culvert"
+	// maxTracestateLen and maxTracestateMembers bound a tracestate: W3C Trace Context, section 3.3.1.5, asks for 512 bytes to
+	// be passed on, and section 3.3.1.1 has at most 32 members.
+	maxTracestateLen     = 512
+	maxTracestateMembers = 32
 )
 
-// believe leaves in r what may be believed: all of it from a peer that policy trusts with it, nothing but
-// the number of gateways from others. Without trust, forged fields end at this hop.
+// believe leaves in r what may be believed: all of it from a peer that policy trusts with it, nothing from others. Without
+// trust, forged fields end at this hop.
 func (r *Request) believe(trusted bool) {
 	if !trusted {
-		r.Baggage, r.Forwarded, r.Traceparent = "", "", ""
+		r.Baggage, r.Forwarded, r.Traceparent, r.Tracestate = "", "", "", ""
 		return
 	}
 	for _, field := range []*string{&r.Baggage, &r.Forwarded} {
@@ -46,23 +48,10 @@ func (r *Request) believe(trusted bool) {
 	if !validTraceparent(r.Traceparent) {
 		r.Traceparent = ""
 	}
-}
-
-// countHops counts the gateways in the via fields of a request.
-func countHops(via []string) int {
-	n := 0
-	for _, v := range via {
-		if v != "" {
-			n += strings.Count(v, ",") + 1
-		}
+	// W3C Trace Context, section 3.3: "If the vendor failed to parse traceparent, it MUST NOT attempt to parse tracestate."
+	if r.Traceparent == "" || !validTracestate(r.Tracestate) {
+		r.Tracestate = ""
 	}
-	return n
-}
-
-// viaOf is the via field of a tunnel that has passed n gateways, this one included. The names that others
-// gave themselves are not passed on.
-func viaOf(n int) string {
-	return strings.TrimSuffix(strings.Repeat(viaMember+", ", n), ", ")
 }
 
 // appendForwarded adds where the flow came from, as ztunnel writes it: for="ADDR:PORT", and host only
@@ -127,6 +116,47 @@ func validTraceparent(s string) bool {
 		}
 	}
 	return strings.Trim(s[3:parentIDAt-1], "0") != "" && strings.Trim(s[parentIDAt:flagsAt-1], "0") != ""
+}
+
+// validTracestate reports whether s is a tracestate that is passed on: a list of KEY=VALUE without a key twice (W3C Trace
+// Context, section 3.3.1), and none of it too long.
+func validTracestate(s string) bool {
+	if len(s) > maxTracestateLen {
+		return false
+	}
+	var keys []string
+	for member := range strings.SplitSeq(s, ",") {
+		member = strings.Trim(member, " \t")
+		if member == "" {
+			continue // "Empty list members are allowed"
+		}
+		key, value, ok := strings.Cut(member, "=")
+		if !ok || !isTraceKey(key) || !isTraceValue(value) || len(keys) == maxTracestateMembers || slices.Contains(keys, key) {
+			return false
+		}
+		keys = append(keys, key)
+	}
+	return true
+}
+
+// isTraceKey reports whether s is the key of a tracestate member: of a vendor, or of a tenant at one.
+func isTraceKey(s string) bool {
+	const longest = 256
+	if s == "" || len(s) > longest || strings.Count(s, "@") > 1 || (s[0] < 'a' || s[0] > 'z') && (s[0] < '0' || s[0] > '9') {
+		return false
+	}
+	return strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789_-*/@") == ""
+}
+
+// isTraceValue reports whether s is the value of a tracestate member: printable ASCII without comma and equals sign.
+func isTraceValue(s string) bool {
+	const longest = 256
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c > 0x7e || c == ',' || c == '=' {
+			return false
+		}
+	}
+	return s != "" && len(s) <= longest
 }
 
 // traceID is the id of a trace, which all that belongs together has in common; zero: none.

@@ -2,12 +2,13 @@ package tunnel
 
 import (
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 )
 
 func TestBelieve(t *testing.T) {
-	good := Request{Baggage: "a=b", Forwarded: `for="192.0.2.1:1"`, Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", Hops: 2}
+	good := Request{Baggage: "a=b", Forwarded: `for="192.0.2.1:1"`, Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", Tracestate: "rojo=00f067aa0ba902b7,t@v= x"}
 	believe := func(r Request, trusted bool) Request {
 		r.believe(trusted)
 		return r
@@ -15,8 +16,13 @@ func TestBelieve(t *testing.T) {
 	if got := believe(good, true); got != good {
 		t.Errorf("of a trusted peer %+v is believed, want all: %+v", got, good)
 	}
-	if got, want := believe(good, false), (Request{Hops: 2}); got != want {
-		t.Errorf("of any peer %+v is believed, want only the number of gateways: %+v", got, want)
+	if got := believe(good, false); got != (Request{}) {
+		t.Errorf("of any peer %+v is believed, want nothing", got)
+	}
+	alone := good
+	alone.Traceparent = "00-x"
+	if got := believe(alone, true); got.Traceparent != "" || got.Tracestate != "" {
+		t.Errorf("tracestate %q is believed beside a traceparent that is none", got.Tracestate)
 	}
 	long := Request{Baggage: strings.Repeat("a", maxTrustedLen+1), Forwarded: strings.Repeat("f", maxTrustedLen+1), Traceparent: "00-x"}
 	if got := believe(long, true); got != (Request{}) {
@@ -54,7 +60,7 @@ func TestTraceparent(t *testing.T) {
 	}
 }
 
-func TestForwardedAndVia(t *testing.T) {
+func TestForwardedAndBaggage(t *testing.T) {
 	v4, v6 := netip.MustParseAddrPort("192.0.2.1:80"), netip.MustParseAddrPort("[2001:db8::1]:80")
 	name, addr := Target{Host: "far.remote.svc.cluster.local", Port: 80}, Target{Addr: v4.Addr(), Port: 80}
 	for _, tt := range []struct{ name, got, want string }{
@@ -63,9 +69,6 @@ func TestForwardedAndVia(t *testing.T) {
 		{"ipv6", appendForwarded("", v6, addr), `for="[2001:db8::1]:80"`},
 		{"list", appendForwarded(`for="x"`, v4, addr), `for="x", for="192.0.2.1:80"`},
 		{"no address", appendForwarded(`for="x"`, netip.AddrPort{}, addr), `for="x"`},
-		{"no via", viaOf(0), ""},
-		{"first via", viaOf(1), "2 culvert"},
-		{"second via", viaOf(2), "2 culvert, 2 culvert"},
 		{"baggage", baggageOf("shop", "orders", "v1"), "k8s.namespace.name=shop,k8s.deployment.name=orders,service.name=orders,service.version=v1"},
 		{"baggage without a version", baggageOf("shop", "", ""), "k8s.namespace.name=shop"},
 	} {
@@ -73,8 +76,45 @@ func TestForwardedAndVia(t *testing.T) {
 			t.Errorf("%s: %q, want %q", tt.name, tt.got, tt.want)
 		}
 	}
-	if got := countHops([]string{"2 a, 2 b,2 c", "", "2 d"}); got != 4 {
-		t.Errorf("countHops = %d, want 4", got)
+}
+
+func TestTracestate(t *testing.T) {
+	members := func(n int) string {
+		var list []string
+		for i := range n {
+			list = append(list, "k"+strconv.Itoa(i)+"=v")
+		}
+		return strings.Join(list, ",")
+	}
+	for _, tt := range []struct {
+		name, in string
+		want     bool
+	}{
+		{"none", "", true},
+		{"example of the specification", "congo=ucfJifl5GOE,rojo=00f067aa0ba902b7", true},
+		{"of a tenant", "0tenant@system=1", true},
+		{"spaces and an empty member", " a=1 , ,b=2", true},
+		{"32 members", members(32), true},
+		{"33 members", members(33), false},
+		{"no equals sign", "a", false},
+		{"two equals signs", "a=b=c", false},
+		{"key twice", "a=1,a=2", false},
+		{"upper case", "A=1", false},
+		{"empty key", "=1", false},
+		{"empty value", "a=", false},
+		{"two tenants", "a@b@c=1", false},
+		{"a control byte", "a=1\x01", false},
+		{"UTF-8", "a=\u00e9", false},
+		{"512 bytes", "a=" + strings.Repeat("x", 255) + ",b=" + strings.Repeat("y", 252), true},
+		{"too long", "a=" + strings.Repeat("x", 255) + ",b=" + strings.Repeat("y", 253), false},
+		{"a long value", "a=" + strings.Repeat("x", 257), false},
+		{"100,000 members", strings.Repeat("a=1,", 100_000), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := validTracestate(tt.in); got != tt.want {
+				t.Errorf("validTracestate(%.60q) = %v, want %v", tt.in, got, tt.want)
+			}
+		})
 	}
 }
 

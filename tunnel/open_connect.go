@@ -37,10 +37,10 @@ func (g *Gateway) request(f *Flow) *ConnectRequest {
 		req.Baggage = g.baggageFor(f)
 	}
 	req.Forwarded = appendForwarded(f.Request.Forwarded, f.Source, f.Target)
-	req.Traceparent = nextTraceparent(f.Request.Traceparent)
+	req.Traceparent, req.Tracestate = nextTraceparent(f.Request.Traceparent), f.Request.Tracestate
 	f.traced(traceOf(req.Traceparent))
-	if f.Way == WayConnect {
-		req.Hops = f.Request.Hops + 1
+	if f.passed != nil || f.Way == WayConnect || f.plan.meets {
+		req.Via = viaOf(f.passed, g.via)
 	}
 	return req
 }
@@ -71,7 +71,7 @@ func (g *Gateway) dialChain(ctx context.Context, c *chain) (Transport, error) {
 			if c.rest == nil {
 				return g.dialHop(ctx, c.last, addr)
 			}
-			s, _, err := g.pool.connect(ctx, c.rest, &ConnectRequest{Target: addr, Baggage: g.plan.Load().baggage, Traceparent: nextTraceparent("")})
+			s, _, err := g.pool.connect(ctx, c.rest, &ConnectRequest{Target: addr, Baggage: g.plan.Load().baggage, Traceparent: nextTraceparent(""), Via: g.via})
 			return s, err
 		})
 		if err == nil {

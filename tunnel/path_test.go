@@ -152,27 +152,6 @@ func TestLoops(t *testing.T) {
 	}
 }
 
-// Two gateways that send to each other do not send for ever.
-func TestLoopOfTwo(t *testing.T) {
-	n, ca := memnet.New(), tunneltest.NewCA(t)
-	log := &tunneltest.Log{}
-	var list []*tunnel.Gateway
-	for _, addrs := range [][2]string{{"10.0.0.2", "10.0.0.3"}, {"10.0.0.3", "10.0.0.2"}} {
-		list = append(list, tunneltest.NewGateway(t, n, addrs[0], ca.Issue(t, "cluster.local", "default", "gw"), &tunnel.Config{
-			Listeners: []tunnel.ListenerConfig{{Name: "mesh", Kind: tunnel.KindHBONE, Address: addrs[0] + ":15008"}},
-			Routes:    []tunnel.RouteConfig{{Via: []string{addrs[1] + ":15008"}}},
-		}, nil, nil, logTo(log)))
-	}
-	peer := mustPeer(t, n, ca.Issue(t, "cluster.local", "default", "client"), "10.0.0.2:15008")
-	status, proxy := peer.status("10.0.0.9:80")
-	if status != 503 || !strings.Contains(proxy, "proxy_loop_detected") {
-		t.Errorf("answer %d, %s, want 503 with proxy_loop_detected", status, proxy)
-	}
-	if flows := list[0].Stats().Flows + list[1].Stats().Flows; flows != 9 {
-		t.Errorf("%d flows, want 9: eight are passed on, the ninth is refused", flows)
-	}
-}
-
 // What an egress reaches: names and addresses that a route or the list names, and nothing that is guarded.
 func TestEgress(t *testing.T) {
 	type answers map[string][]string

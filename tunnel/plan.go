@@ -27,6 +27,7 @@ type plan struct {
 	expiryEnds bool // what lives ends when its peer's certificate does
 	own        ownAddrs
 	captures   bool // the system leads flows here, which could be our own
+	meets      bool // gateways send flows here
 }
 
 // listenerPlan is what one listener leads to.
@@ -147,6 +148,7 @@ func (p *plan) addRoutes(c *Config) error {
 		l := &c.Listeners[i]
 		p.listeners[l.Name] = &listenerPlan{name: l.Name, kind: l.Kind, strict: l.Strict, allLocal: true}
 		p.captures = p.captures || l.isCapture()
+		p.meets = p.meets || l.Kind == KindHBONE
 	}
 	hops := make(map[string]*Hop)
 	for i := range c.Routes {

@@ -31,8 +31,10 @@ func (g *Gateway) admit(f *Flow) error {
 		return errDraining
 	case g.env.Budget != nil && g.env.Budget.Full():
 		return &Error{Cause: CauseFull, Reason: "the memory for streams is used up; give the gateway more, or limit its listeners"}
-	case f.Request.Hops >= maxHops:
-		return &Error{Cause: CauseLoop, Reason: "it has passed " + strconv.Itoa(f.Request.Hops) + " gateways"}
+	case f.passed != nil && f.passed.again:
+		return errAgain(f.passed)
+	case f.passed != nil && f.passed.hops >= maxHops:
+		return &Error{Cause: CauseLoop, Reason: "it has passed " + strconv.Itoa(maxHops) + " gateways or more"}
 	}
 	return nil
 }
@@ -113,6 +115,9 @@ func (f *Flow) describe(attrs []slog.Attr, err error) []slog.Attr {
 		add("dst", f.Target.String())
 	} else if dst.IsValid() && (f.via == nil || f.via.chain == nil) {
 		add("dst", dst.String()) // of a name; beyond a hop only the last one knows
+	}
+	if f.passed != nil {
+		add("via", f.passed.list)
 	}
 	if f.via != nil {
 		add("hop", f.via.leadsTo())

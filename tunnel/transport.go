@@ -72,15 +72,15 @@ type ConnectRequest struct {
 	Baggage string
 	// Forwarded tells where the flow came from (RFC 7239).
 	Forwarded string
-	// Traceparent ties the flow to a trace (W3C Trace Context).
-	Traceparent string
+	// Traceparent and Tracestate tie the flow to a trace (W3C Trace Context).
+	Traceparent, Tracestate string
 	// Early is what may go out before the answer; nil: nothing. A transport may leave it alone.
 	Early *Early
 	// Network is the network where the flow comes from, where it has left that (x-forwarded-network).
 	Network string
-	// Hops is how many gateways have passed the flow on, this one included (via; RFC 9110, section
-	// 7.6.3); 0 where it began.
-	Hops int
+	// Via is the gateways that have passed the flow on, this one included (RFC 9110, section 7.6.3); "" where it began, at
+	// one that it cannot come back to.
+	Via string
 }
 
 // ConnectResponse is what a hop says with its yes.

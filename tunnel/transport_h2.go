@@ -120,21 +120,18 @@ func (t *h2Transport) Connect(ctx context.Context, req *ConnectRequest) (Stream,
 // connectHeader is the head of the request, its fields in ztunnel's order. Those that differ from flow to
 // flow are marked sensitive to keep them out of the compression table, which they would only wear out.
 func connectHeader(req *ConnectRequest) *h2.Header {
-	h := &h2.Header{Method: "CONNECT", Authority: req.Target.String(), Fields: make([]h2.Field, 0, 4)}
+	h := &h2.Header{Method: "CONNECT", Authority: req.Target.String(), Fields: make([]h2.Field, 0, 5)}
 	for _, f := range [...]h2.Field{
 		{Name: fieldBaggage, Value: req.Baggage},
 		{Name: fieldForwarded, Value: req.Forwarded, Sensitive: true},
 		{Name: fieldTraceparent, Value: req.Traceparent, Sensitive: true},
+		{Name: fieldTracestate, Value: req.Tracestate, Sensitive: true},
+		{Name: fieldNetwork, Value: req.Network},
+		{Name: fieldVia, Value: req.Via},
 	} {
 		if f.Value != "" {
 			h.Fields = append(h.Fields, f)
 		}
-	}
-	if req.Network != "" {
-		h.Fields = append(h.Fields, h2.Field{Name: fieldNetwork, Value: req.Network})
-	}
-	if req.Hops > 0 {
-		h.Fields = append(h.Fields, h2.Field{Name: fieldVia, Value: viaOf(req.Hops)})
 	}
 	return h
 }

@@ -79,7 +79,7 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 	if err := b.tunnel.Start(ctx); err != nil { // listeners
 		return nil, err
 	}
-	log.Info("gateway is running", "version", buildVersion().Version, "id", b.identity.self().String(),
+	log.Info("gateway is running", "version", buildVersion().Version, "id", b.identity.self().String(), "via", b.tunnel.Via(),
 		"memory", Size(memory).String(), "files", openFilesLimit())
 	b.announce()
 	logSigned(log.Logger, cfg)
