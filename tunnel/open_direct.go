@@ -258,19 +258,19 @@ func dialAny(ctx context.Context, dial dialFunc, addrs []netip.Addr, port uint16
 	return nil, errs[0]
 }
 
-// interleave orders addresses so that IPv6 and IPv4 take turns, IPv6 first (RFC 8305, section 4), and
-// keeps at most maxAddrs.
+// interleave orders addresses so that the families take turns, that of the first address first (RFC 8305, section 4):
+// whoever resolved the name knows which family this host can use (RFC 6724). It keeps at most maxAddrs.
 func interleave(addrs []netip.Addr) []netip.Addr {
-	var six, four, list []netip.Addr
+	var first, second, list []netip.Addr
 	for _, a := range addrs {
-		if a = a.Unmap(); a.Is4() {
-			four = append(four, a)
+		if a = a.Unmap(); a.Is4() == addrs[0].Unmap().Is4() {
+			first = append(first, a)
 		} else {
-			six = append(six, a)
+			second = append(second, a)
 		}
 	}
-	for len(list) < maxAddrs && len(six)+len(four) > 0 {
-		for _, family := range []*[]netip.Addr{&six, &four} {
+	for len(list) < maxAddrs && len(first)+len(second) > 0 {
+		for _, family := range []*[]netip.Addr{&first, &second} {
 			if len(*family) > 0 {
 				list = append(list, (*family)[0])
 				*family = (*family)[1:]

@@ -28,9 +28,10 @@ func TestInterleave(t *testing.T) {
 		name     string
 		in, want []netip.Addr
 	}{
-		{"families take turns", parse("192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"), parse("2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2")},
+		{"families take turns", parse("2001:db8::1", "2001:db8::2", "192.0.2.1", "192.0.2.2"), parse("2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2")},
+		{"the first address is of IPv4", parse("192.0.2.1", "192.0.2.2", "2001:db8::1"), parse("192.0.2.1", "2001:db8::1", "192.0.2.2")},
 		{"one family", parse("192.0.2.1", "192.0.2.2"), parse("192.0.2.1", "192.0.2.2")},
-		{"mapped forms are IPv4", parse("::ffff:192.0.2.1", "2001:db8::1"), parse("2001:db8::1", "192.0.2.1")},
+		{"mapped forms are IPv4", parse("::ffff:192.0.2.1", "2001:db8::1", "192.0.2.2"), parse("192.0.2.1", "2001:db8::1", "192.0.2.2")},
 		{"none", nil, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -5,8 +5,6 @@ import (
 	"net"
 	"sync"
 	"time"
-
-	"culvert/bench/load"
 )
 
 const (
@@ -77,7 +75,7 @@ func (d *delayRelay) serve(c *net.TCPConn) {
 	d.own(c)
 	accepted := time.Now()
 	time.Sleep(d.delay) // the SYN is on its way
-	out, err := load.Dial(d.to, 0)
+	out, err := dialFrom(d.to, 0)
 	if err != nil {
 		return
 	}

@@ -5,8 +5,6 @@ import (
 	"net"
 	"testing"
 	"time"
-
-	"culvert/bench/load"
 )
 
 func listen(t *testing.T) net.Listener {
@@ -22,25 +20,25 @@ func listen(t *testing.T) net.Listener {
 // a round trip for the connection, and one for the bytes.
 func TestDelayRelay(t *testing.T) {
 	const delay, rate, n = 20 * time.Millisecond, 10 * megabyte, 1 << 20
-	to, err := load.NewTarget()
+	to, err := newTarget()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer to.Close()
-	d, err := newDelayRelay(to.Addr(), delay, rate)
+	defer to.close()
+	d, err := newDelayRelay(to.addr(), delay, rate)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.close()
 	start := time.Now()
-	if err := load.OpenOnce(d.addr(), 0); err != nil {
+	if err := openOnce(d.addr(), 0); err != nil {
 		t.Fatal(err)
 	}
 	if took := time.Since(start); took < 4*delay {
 		t.Errorf("connection and a byte each way took %v, want at least %v", took, 4*delay)
 	}
 	start = time.Now()
-	if err := load.Mirror(d.addr(), n); err != nil {
+	if err := mirror(d.addr(), n); err != nil {
 		t.Error(err)
 	}
 	seconds := float64(n) / rate
@@ -51,21 +49,21 @@ func TestDelayRelay(t *testing.T) {
 
 // TestDelayRelayCloses has connections open when the relay is closed: they end.
 func TestDelayRelayCloses(t *testing.T) {
-	to, err := load.NewTarget()
+	to, err := newTarget()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer to.Close()
-	d, err := newDelayRelay(to.Addr(), time.Millisecond, farRate)
+	defer to.close()
+	d, err := newDelayRelay(to.addr(), time.Millisecond, farRate)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := load.Dial(d.addr(), 0)
+	c, err := dialFrom(d.addr(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if err := load.UseOnce(c, time.Now().Add(load.OpenPatience)); err != nil {
+	if err := useOnce(c, time.Now().Add(openPatience)); err != nil {
 		t.Fatal(err)
 	}
 	d.close()

@@ -13,7 +13,6 @@ import (
 	"syscall"
 
 	"culvert/bench/compare/peers"
-	"culvert/bench/proc"
 )
 
 func main() {
@@ -56,7 +55,7 @@ func compare(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := proc.RaiseOpenFiles(); err != nil {
+	if err := raiseOpenFiles(); err != nil {
 		return err
 	}
 	s, err := newSite(opts.gateway, opts.tools)

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"time"
-
-	"culvert/bench/load"
 )
 
 const (
@@ -23,7 +21,7 @@ func takeFar(ctx context.Context, s *site, r *running, size *size) (values, erro
 	var times []time.Duration
 	for range farOpens {
 		start := time.Now()
-		if err := load.OpenOnce(r.entry, 0); err != nil {
+		if err := openOnce(r.entry, 0); err != nil {
 			return nil, err
 		}
 		times = append(times, time.Since(start))
@@ -32,14 +30,14 @@ func takeFar(ctx context.Context, s *site, r *running, size *size) (values, erro
 		}
 	}
 	slices.Sort(times)
-	b, err := load.Start(s.target, r.entry, load.Way{Streams: 1})
+	b, err := startBulk(s.target, r.entry, 1, false)
 	if err != nil {
 		return nil, err
 	}
-	c, err := b.Count(ctx, &r.Group, size.farWarm, size.far)
-	b.Stop()
+	bytes, took, _, err := b.count(ctx, r, size.farWarm, size.far)
+	b.stop()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", colFar, err)
 	}
-	return values{colFar: c.PerSecond() / megabyte, colFarFirst: quantile(times, 0.5) / millisecond}, nil
+	return values{colFar: float64(bytes) / took.Seconds() / megabyte, colFarFirst: quantile(times, 0.5) / millisecond}, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"image/color"
 	"os"
 
 	"gonum.org/v1/plot"
@@ -8,7 +9,6 @@ import (
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
 	"gonum.org/v1/plot/vg/vgsvg"
-	"image/color"
 )
 
 // panels are the charts of the plot, a row of four after another.

@@ -6,8 +6,6 @@ import (
 	"math"
 	"slices"
 	"strings"
-
-	"culvert/bench/proc"
 )
 
 // tableColumns are the columns of the table, after the pair's name.
@@ -39,8 +37,8 @@ All rounds are in [results.json](results.json).
 	if r.Quick {
 		b.WriteString("**A quick run: it shows that everything works, and its figures mean nothing.**\n\n")
 	}
-	if r.Machine.Busy() {
-		b.WriteString(proc.BusyWarning)
+	if r.Machine.busy() {
+		b.WriteString(busyWarning)
 	}
 	r.writeTable(&b)
 	if len(r.notes()) > 0 {
@@ -59,6 +57,9 @@ All rounds are in [results.json](results.json).
 	b.WriteString(explanation)
 	return b.String()
 }
+
+// busyWarning stands above a table whose figures are not to be trusted.
+const busyWarning = "**Other work ran on this machine meanwhile (see the load below): do not rely on these figures.**\n\n"
 
 func (r *results) writeTable(b *strings.Builder) {
 	b.WriteString("| pair |")
@@ -107,9 +108,9 @@ func (r *results) writeMachine(b *strings.Builder) {
 	}
 	fmt.Fprintf(b, `## Machine
 
-%s
+%d cores of %s, %d MiB of memory, %s, kernel %s, %d open files; load before: %s. %s.
 
-`, &m)
+`, m.Cores, m.CPU, m.MemoryMiB, m.System, m.Kernel, m.OpenFiles, m.Load, m.Go)
 	for _, pair := range slices.Sorted(maps.Keys(m.Programs)) {
 		if m.Programs[pair] != "" {
 			fmt.Fprintf(b, "- %s: %s\n", pair, m.Programs[pair])

@@ -14,5 +14,8 @@
 // no address of this host or of its link, which a name of somebody else has no business with (DNS rebinding). Only
 // the records of the name and of its aliases are passed on.
 //
+// Resolver (lookup.go) asks for the gateway itself: where it connects to. It asks for both families at once, and keeps
+// what it was told for as long as that says.
+//
 // server.go holds the way of a question, upstream.go that to a resolver, believe.go what is made of its answer.
 package names

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -97,11 +98,24 @@ func (s *Server) fly(ctx context.Context, q *dns.Msg, key cacheKey, servers []st
 	}
 }
 
-// ask asks resolvers, one after the other, until one answers.
+// ask asks resolvers for an app.
 func (s *Server) ask(ctx context.Context, q *dns.Msg, servers []string) (*dns.Msg, error) {
+	c := client{dial: s.dial, timeout: s.c.timeout, dropped: &s.stats.Dropped}
+	return c.ask(ctx, q, servers)
+}
+
+// client asks resolvers. It does not change.
+type client struct {
+	dial    Dial
+	timeout time.Duration // of one resolver
+	dropped *atomic.Int64 // counts messages that are no answers to what was asked
+}
+
+// ask asks resolvers, one after the other, until one answers.
+func (c *client) ask(ctx context.Context, q *dns.Msg, servers []string) (*dns.Msg, error) {
 	var errs []error
 	for i, server := range servers {
-		m, err := s.askOne(ctx, q, server, len(servers)-i)
+		m, err := c.askOne(ctx, q, server, len(servers)-i)
 		if err == nil {
 			return m, nil
 		}
@@ -114,8 +128,8 @@ func (s *Server) ask(ctx context.Context, q *dns.Msg, servers []string) (*dns.Ms
 }
 
 // askOne asks one resolver, which gets its share of the time if it is one of several that are left.
-func (s *Server) askOne(ctx context.Context, q *dns.Msg, server string, left int) (*dns.Msg, error) {
-	share := s.c.timeout
+func (c *client) askOne(ctx context.Context, q *dns.Msg, server string, left int) (*dns.Msg, error) {
+	share := c.timeout
 	if deadline, ok := ctx.Deadline(); ok {
 		share = min(share, time.Until(deadline)/time.Duration(left))
 	}
@@ -125,13 +139,13 @@ func (s *Server) askOne(ctx context.Context, q *dns.Msg, server string, left int
 	ask.RecursionDesired, ask.CheckingDisabled = true, q.CheckingDisabled
 	ask.Question = []dns.Question{{Name: canonical(q.Question[0].Name), Qtype: q.Question[0].Qtype, Qclass: dns.ClassINET}}
 	ask.SetEdns0(udpSize, secure(q))
-	m, err := s.exchange(ctx, ask, server, "udp")
+	m, err := c.exchange(ctx, ask, server, "udp")
 	if err == nil && m.IsEdns0() == nil && (m.Rcode == dns.RcodeFormatError || m.Rcode == dns.RcodeNotImplemented) {
 		ask.Extra = nil // it may not know of EDNS (RFC 6891, section 6.2.2)
-		m, err = s.exchange(ctx, ask, server, "udp")
+		m, err = c.exchange(ctx, ask, server, "udp")
 	}
 	if err == nil && m.Truncated {
-		m, err = s.exchange(ctx, ask, server, "tcp")
+		m, err = c.exchange(ctx, ask, server, "tcp")
 	}
 	switch {
 	case err != nil:
@@ -176,13 +190,13 @@ func isReferral(m *dns.Msg) bool {
 
 // exchange asks once. What is no answer to the question is passed over, until the time is up. A datagram that does not
 // hold the whole answer is Truncated, whatever it says.
-func (s *Server) exchange(ctx context.Context, ask *dns.Msg, server, network string) (*dns.Msg, error) {
+func (c *client) exchange(ctx context.Context, ask *dns.Msg, server, network string) (*dns.Msg, error) {
 	ask.Id = dns.Id()
 	text, err := ask.Pack()
 	if err != nil {
 		return nil, err
 	}
-	nc, err := s.dial(ctx, network, server)
+	nc, err := c.dial(ctx, network, server)
 	if err != nil {
 		return nil, err
 	}
@@ -213,7 +227,7 @@ func (s *Server) exchange(ctx context.Context, ask *dns.Msg, server, network str
 		}
 		m, bad := unpack(b)
 		if !isAnswer(ask, m) {
-			s.stats.Dropped.Add(1)
+			c.dropped.Add(1)
 			continue
 		}
 		if bad != nil && tcp {

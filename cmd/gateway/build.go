@@ -26,6 +26,7 @@ type parts struct {
 	tunnel   *tunnel.Gateway
 	counts   *counts
 	names    *resolver
+	lookup   *lookup
 	asked    *extauthz.Set
 	tokens   *tokens
 	admin    *admin       // nil without an admin address
@@ -56,6 +57,9 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 	b.budget = h2.NewBudget(memory / bufferShare)
 
 	if err := b.openNames(cfg); err != nil {
+		return nil, err
+	}
+	if err := b.openLookup(cfg); err != nil {
 		return nil, err
 	}
 	if err := b.openAdmin(cfg); err != nil {
@@ -100,6 +104,7 @@ func (b *parts) env() tunnel.Env {
 		Doubt:     b.identity.doubt,
 		H2:        h2.Config{Logger: b.log.Logger},
 		Budget:    b.budget,
+		Resolve:   b.lookup.addrs,
 		Listen: func(_ context.Context, socket tunnel.Socket) (net.Listener, error) {
 			return b.sockets.listen(socket)
 		},
@@ -213,6 +218,9 @@ func (b *parts) close() {
 	}
 	if b.tokens != nil {
 		b.tokens.swap(nil)
+	}
+	if b.lookup != nil {
+		b.lookup.swap(nil)
 	}
 	b.closeAdmin()
 	if b.identity != nil {

@@ -37,6 +37,8 @@ type Config struct {
 	Authorizers []extauthz.Config `yaml:"policy.authorizers"`
 	// DNS says how a `dns` listener answers.
 	DNS names.Config `yaml:"dns"`
+	// Resolver says how the addresses of names are found that this gateway connects to itself: destinations, and hops.
+	Resolver names.ResolverConfig `yaml:"resolver"`
 	// Admin is the address for probes, metrics and a look at the live flows.
 	Admin AdminConfig `yaml:"admin"`
 	// Memory is the budget of the process, such as `512MiB`. Half of it may be held by stream

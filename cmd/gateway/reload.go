@@ -7,6 +7,7 @@ import (
 	"net"
 	"reflect"
 
+	"culvert/capture/names"
 	"culvert/pki"
 )
 
@@ -78,6 +79,11 @@ func (m *manager) tryReload(ctx context.Context) error {
 	}
 	m.tokens.swap(verifier)
 	m.names.swap(server, cfg)
+	if !reflect.DeepEqual(cfg.Resolver, m.cfg.Resolver) {
+		if r, err := names.NewResolver(&cfg.Resolver, m.lookup.dial); err == nil { // validate has looked
+			m.lookup.swap(r)
+		}
+	}
 	if moved != before {
 		if before != nil {
 			_ = before.Close() // ends its serving goroutine

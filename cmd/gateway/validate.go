@@ -46,6 +46,7 @@ func validate(cfg *Config, p *places, f *faults) {
 		v.note("listeners", "there are no listeners, so nothing would ever come in; add one, such as {name: apps, kind: socks5, address: 127.0.0.1:1080}")
 	}
 	v.join("dns", cfg.DNS.Validate())
+	v.join("resolver", cfg.Resolver.Validate())
 	v.authorizers()
 	v.join("", cfg.Config.Validate())
 	v.resolvers()
