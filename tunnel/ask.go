@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"culvert/policy"
 )
@@ -56,7 +57,9 @@ func (g *Gateway) askNow(ctx context.Context, f *Flow) error {
 		return nil
 	}
 	f.Request.asks = nil
+	began := time.Now()
 	d := g.askAll(ctx, q)
+	f.times.since(phaseAsk, began)
 	switch {
 	case d.Allow:
 		return nil

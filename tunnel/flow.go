@@ -21,8 +21,6 @@ type Flow struct {
 	Way string
 	// Source is where its connection came from; not valid where that has no address.
 	Source netip.AddrPort
-	// UDP tells that the flow is of datagrams. Its ends carry them as capsules (RFC 9297).
-	UDP bool
 	// Peer is the authenticated other end; zero: none.
 	Peer spiffe.ID
 	// Target is the destination.
@@ -31,23 +29,26 @@ type Flow struct {
 	Request *Request
 	// Ended is called when the flow is over and recorded; nil: nobody wants to know.
 	Ended func()
+	// UDP tells that the flow is of datagrams. Its ends carry them as capsules (RFC 9297).
+	UDP bool
 
 	// owned by the goroutine that carries the flow; not changed once it stands
 	taken   bool        // by a listener of this gateway: it is served also while the gateway drains
+	named   bool        // the route that took it names its destination
+	local   bool        // the destination is this host's own
+	asked   asked       // what policy has said of it
 	from    *serverConn // the connection of the peer that asked for it, which hears of its end; nil: it came otherwise
 	g       *Gateway
 	id      uint64
 	started time.Time
 	plan    *plan
 	via     *route     // the route that took the flow
-	named   bool       // by naming its destination
-	local   bool       // the destination is this host's own
 	passed  *passed    // the gateways before this one; nil: none
 	shown   *shown     // what policy is told of it besides; nil: nothing
-	asked   asked      // what policy has said of it
 	self    spiffe.ID  // who this gateway was then
 	rule    string     // what let it pass, or refused it
 	trace   traceID    // of the request that it came with or, guarded by mu as that is set late, that it went on with
+	times   timing     // where the time went until then
 	entered []addrPair // in the books of loops; nil unless this gateway captures
 
 	limits atomic.Pointer[flowLimits] // changed with mu held; nil: none
@@ -55,6 +56,7 @@ type Flow struct {
 	in, out direction    // towards the destination, and back
 	left    atomic.Int32 // directions that have not ended
 	marks   atomic.Uint32
+	first   atomic.Uint32 // microseconds from started until the first byte came back, where its end cannot tell; 0: none has
 
 	mu     sync.Mutex         // guards the group below
 	cancel context.CancelFunc // ends the opening; nil while the flow is not being opened

@@ -60,7 +60,7 @@ func TestPoolTakesAnotherGroupForADroppedOne(t *testing.T) {
 		}
 		time.Sleep(groupIdle)
 		p.prune(time.Now())
-		if _, err := g.take(context.Background()); !errors.Is(err, errDropped) {
+		if _, err := g.take(context.Background(), nil); !errors.Is(err, errDropped) {
 			t.Fatalf("take = %v, want errDropped", err)
 		}
 		p.open(t).Close()

@@ -93,7 +93,7 @@ func (c *PeerConn) Write(p []byte) (total int, err error) {
 
 func (c *PeerConn) write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
-	c.flow.out.bytes.add(int64(n))
+	c.flow.out.moved(n)
 	return n, err
 }
 

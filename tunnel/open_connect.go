@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"culvert/pki/spiffe"
 	"culvert/tunnel/h2"
@@ -16,7 +17,7 @@ import (
 // over a transport that leads through those before it.
 func (g *Gateway) openConnect(ctx context.Context, f *Flow, early *Early) (Conn, error) {
 	req := g.request(f)
-	req.Early = early
+	req.Early, req.times = early, &f.times
 	c := f.via.chain.to(f.Target)
 	if c != f.via.chain {
 		req.Network = f.via.chain.last.inner.network
@@ -54,8 +55,9 @@ func (g *Gateway) baggageFor(f *Flow) string {
 }
 
 // dialChain makes a transport to the last hop of c: over a connection to it, or, where hops come before
-// it, over a tunnel at the hop before the last. It ends with ctx or after the time for dialling.
-func (g *Gateway) dialChain(ctx context.Context, c *chain) (Transport, error) {
+// it, over a tunnel at the hop before the last. It ends with ctx or after the time for dialling;
+// times gets where that went.
+func (g *Gateway) dialChain(ctx context.Context, c *chain, times *timing) (Transport, error) {
 	ctx, cancel := context.WithTimeout(ctx, g.plan.Load().timeouts.Dial)
 	defer cancel()
 	connect := g.env.Transports[c.last.Transport]
@@ -67,13 +69,17 @@ func (g *Gateway) dialChain(ctx context.Context, c *chain) (Transport, error) {
 	}
 	var errs []error
 	for _, addr := range c.last.order() {
+		began, dialling := time.Now(), times[phaseDial]
 		t, err := connect(ctx, c.last, func(ctx context.Context) (net.Conn, error) {
+			defer times.since(phaseDial, time.Now())
 			if c.rest == nil {
 				return g.dialHop(ctx, c.last, addr)
 			}
 			s, _, err := g.pool.connect(ctx, c.rest, &ConnectRequest{Target: addr, Baggage: g.plan.Load().baggage, Traceparent: nextTraceparent(""), Via: g.via})
 			return s, err
 		})
+		handshake := time.Since(began) - time.Duration(times[phaseDial]-dialling)*time.Microsecond
+		times.add(phaseTLS, handshake)
 		if err == nil {
 			return t, nil
 		}

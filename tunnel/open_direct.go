@@ -37,7 +37,10 @@ func (g *Gateway) openDirect(ctx context.Context, f *Flow) (Conn, error) {
 			return nil, prohibited(d)
 		}
 		var err error
-		if addrs, err = g.resolve(ctx, t.Host); err != nil {
+		asked := time.Now()
+		addrs, err = g.resolve(ctx, t.Host)
+		f.times.since(phaseDNS, asked)
+		if err != nil {
 			return nil, err
 		}
 		if err := f.authorizeAddrs(ctx, addrs); err != nil {
@@ -62,7 +65,9 @@ func (g *Gateway) openDirect(ctx context.Context, f *Flow) (Conn, error) {
 	case f.via.keep:
 		dial = f.dialAsSource
 	}
+	began := time.Now()
 	nc, err := dialAny(ctx, dial, addrs, t.Port)
+	f.times.since(phaseDial, began)
 	if err != nil {
 		g.stats.dialFailures.add(1)
 		if reason := shortage(err); reason != "" {

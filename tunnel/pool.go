@@ -57,7 +57,7 @@ var errDropped = errors.New("the group is dropped")
 type pool struct {
 	// immutable after newPool
 	self  func() spiffe.ID
-	dial  func(ctx context.Context, c *chain) (Transport, error)
+	dial  func(ctx context.Context, c *chain, times *timing) (Transport, error)
 	stats *stats
 	base  context.Context // ended by close
 	end   context.CancelFunc
@@ -100,8 +100,9 @@ type group struct {
 
 // dialing is one attempt to connect, for which any number of flows may wait.
 type dialing struct {
-	done chan struct{}
-	err  error // valid when done is closed
+	done  chan struct{}
+	err   error  // valid when done is closed
+	times timing // as err
 }
 
 // pooled is a transport in a group.
@@ -116,7 +117,7 @@ type pooled struct {
 	idleAt time.Time // when prune found no stream on it; zero: when it looked last there was one; guarded by group.mu
 }
 
-func newPool(self func() spiffe.ID, dial func(context.Context, *chain) (Transport, error), st *stats) *pool {
+func newPool(self func() spiffe.ID, dial func(context.Context, *chain, *timing) (Transport, error), st *stats) *pool {
 	p := &pool{self: self, dial: dial, stats: st, groups: make(map[groupKey]*group)}
 	p.base, p.end = context.WithCancel(context.Background())
 	return p
@@ -126,11 +127,13 @@ func newPool(self func() spiffe.ID, dial func(context.Context, *chain) (Transpor
 // maxTries, but not when bytes of the flow may have gone on from there; see Early.
 func (p *pool) connect(ctx context.Context, c *chain, req *ConnectRequest) (Stream, *ConnectResponse, error) {
 	for try := 1; ; try++ {
-		g, t, err := p.take(ctx, c)
+		g, t, err := p.take(ctx, c, req.times)
 		if err != nil {
 			return nil, nil, err
 		}
+		asked := time.Now()
 		s, resp, err := t.Connect(ctx, req)
+		req.times.since(phaseAnswer, asked)
 		if err == nil {
 			g.answered(t)
 			return &pooledStream{Stream: s, from: t}, resp, nil
@@ -145,7 +148,7 @@ func (p *pool) connect(ctx context.Context, c *chain, req *ConnectRequest) (Stre
 
 // ping measures a round trip to the last hop of c, on a transport as connect would use it.
 func (p *pool) ping(ctx context.Context, c *chain) (spiffe.ID, time.Duration, error) {
-	g, t, err := p.take(ctx, c)
+	g, t, err := p.take(ctx, c, nil)
 	if err != nil {
 		return spiffe.ID{}, 0, err
 	}
@@ -159,14 +162,14 @@ func (p *pool) ping(ctx context.Context, c *chain) (spiffe.ID, time.Duration, er
 	return t.Peer(), rtt, nil
 }
 
-// take returns a transport to the last hop of c with a stream set aside, and its group.
-func (p *pool) take(ctx context.Context, c *chain) (*group, *pooled, error) {
+// take returns a transport to the last hop of c with a stream set aside, and its group. times gets what had to be waited for.
+func (p *pool) take(ctx context.Context, c *chain, times *timing) (*group, *pooled, error) {
 	for {
 		g, err := p.group(c)
 		if err != nil {
 			return nil, nil, err
 		}
-		t, err := g.take(ctx)
+		t, err := g.take(ctx, times)
 		if err == nil {
 			return g, t, nil
 		}
@@ -192,8 +195,8 @@ func (p *pool) group(c *chain) (*group, error) {
 }
 
 // take returns a transport with a stream set aside. It waits for a handshake only where no transport has
-// room, and until ctx ends. No lock is held while it waits.
-func (g *group) take(ctx context.Context) (*pooled, error) {
+// room, and until ctx ends. No lock is held while it waits, of which times gets to know.
+func (g *group) take(ctx context.Context, times *timing) (*pooled, error) {
 	for {
 		g.mu.Lock()
 		now := time.Now()
@@ -228,10 +231,12 @@ func (g *group) take(ctx context.Context) (*pooled, error) {
 		g.mu.Unlock()
 		select {
 		case <-d.done:
+			times.wait(time.Since(now), &d.times)
 			if d.err != nil {
 				return nil, d.err
 			}
 		case <-ctx.Done():
+			times.since(phaseQueue, now) // how far the dial is, is not known
 			return nil, ctx.Err()
 		}
 	}
@@ -316,7 +321,7 @@ func (g *group) dial(d *dialing) {
 	if g.pool.checks != nil {
 		checked = g.pool.checks()
 	}
-	t, err := g.pool.dial(g.pool.base, g.chain)
+	t, err := g.pool.dial(g.pool.base, g.chain, &d.times)
 	var made *pooled
 	away := false
 	if err == nil && t.Slots() == 0 {
@@ -413,6 +418,7 @@ func (g *group) failed(t *pooled, err error) bool {
 	t.inUse--
 	switch {
 	case errors.As(err, &refused):
+		refused.ID = t.Peer()
 		g.prove(t)
 		return false
 	case dead:

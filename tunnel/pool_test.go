@@ -31,7 +31,7 @@ type poolTest struct {
 func newPoolTest(dial func(ctx context.Context, n int) (*fakeTransport, error)) *poolTest {
 	p := &poolTest{stats: &stats{}}
 	p.chain = newChain([]*Hop{{Name: "hop", streamsPerConn: defaultStreamsPerConn, endpoints: []endpoint{{Target{Host: "hop", Port: 1}, 1}}}})
-	p.pool = newPool(func() spiffe.ID { return p.id }, func(ctx context.Context, _ *chain) (Transport, error) {
+	p.pool = newPool(func() spiffe.ID { return p.id }, func(ctx context.Context, _ *chain, _ *timing) (Transport, error) {
 		p.mu.Lock()
 		p.dials++
 		n := p.dials

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"culvert/pki/spiffe"
 )
 
 // begin enters a flow into the books, with the plan that decides it.
@@ -52,6 +54,10 @@ func (g *Gateway) record(f *Flow, err error) {
 	g.stats.ended[cause].add(1)
 	g.stats.bytesIn.add(in)
 	g.stats.bytesOut.add(out)
+	first := f.firstByte()
+	if first > 0 {
+		g.stats.firstByte.observe(first)
+	}
 	if log := g.env.Log; log.Enabled(context.Background(), slog.LevelInfo) {
 		attrs := make([]slog.Attr, 0, maxRecordAttrs)
 		attrs = append(attrs, slog.String("flow", f.name()), slog.String("listener", f.Listener), slog.String("way", f.Way))
@@ -66,7 +72,8 @@ func (g *Gateway) record(f *Flow, err error) {
 		if in, out, lost, ok := f.packets(); ok {
 			attrs = append(attrs, slog.Int64("packets_in", in), slog.Int64("packets_out", out), slog.Int64("packets_lost", lost))
 		}
-		attrs = f.question(append(attrs, slog.Duration("dur", time.Since(f.started))))
+		attrs = f.timings(append(attrs, slog.Duration("dur", time.Since(f.started))), first)
+		attrs = f.question(attrs)
 		log.LogAttrs(context.Background(), slog.LevelInfo, "flow", attrs...)
 	}
 	if f.Ended != nil {
@@ -122,6 +129,7 @@ func (f *Flow) describe(attrs []slog.Attr, err error) []slog.Attr {
 	if f.via != nil {
 		add("hop", f.via.leadsTo())
 	}
+	add("hop_id", f.hopID(err).String())
 	by, rule := refusal(err)
 	add("by", by)
 	if by == "" {
@@ -133,7 +141,7 @@ func (f *Flow) describe(attrs []slog.Attr, err error) []slog.Attr {
 
 const (
 	// maxRecordAttrs is how many attributes most records have at most, so that their list is made once.
-	maxRecordAttrs = 22
+	maxRecordAttrs = 28
 	// maxRecordAddrs is how many addresses of a name a record has; of the rest it tells the number.
 	maxRecordAddrs = 16
 )
@@ -156,6 +164,19 @@ func (a asked) String() string {
 		return "deny"
 	}
 	return "none"
+}
+
+// hopID is who the hop is by which the flow went on, or that refused it, as its certificate has proved; zero: none, or not
+// reached.
+func (f *Flow) hopID(err error) spiffe.ID {
+	var refused *RefusedError
+	if errors.As(err, &refused) {
+		return refused.ID
+	}
+	if s, ok := f.in.dst.(*pooledStream); ok {
+		return s.from.Peer()
+	}
+	return spiffe.ID{}
 }
 
 // question appends what policy has said of the flow, and what it was asked besides that which a record has anyhow, so

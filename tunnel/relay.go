@@ -35,6 +35,7 @@ func (g *Gateway) Carry(f *Flow, a Accepted) {
 	if err == nil {
 		opened, err = g.open(f, a.Gone, early)
 	}
+	f.opened(err)
 	if err != nil {
 		a.Refuse(f, err)
 		g.record(f, err)

@@ -48,7 +48,7 @@ func (d *direction) Write(p []byte) (int, error) {
 // put is Write of what need not wait for a limit.
 func (d *direction) put(p []byte) (int, error) {
 	n, err := d.dst.Write(p)
-	d.bytes.add(int64(n))
+	d.moved(n)
 	return n, err
 }
 
@@ -66,7 +66,7 @@ func (d *direction) TryWrite(p []byte) (int, error) {
 	case *packetEnd:
 		n, err = dst.TryWrite(p)
 	}
-	d.bytes.add(int64(n))
+	d.moved(n)
 	return n, err
 }
 

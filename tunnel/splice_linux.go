@@ -188,7 +188,7 @@ func (d *direction) spliced() (src, dst error, ok bool) {
 	}
 	for {
 		n, src, dst := s.move()
-		d.bytes.add(int64(n))
+		d.moved(n)
 		switch {
 		case errors.Is(src, syscall.EINVAL), errors.Is(src, syscall.EMFILE), errors.Is(src, syscall.ENFILE):
 			return nil, nil, false // a kind of socket that it is not for, or no file for a pipe: nothing was taken

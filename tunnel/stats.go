@@ -29,6 +29,8 @@ type stats struct {
 	abandoned       counter
 	limitWaits      counter
 	limitWaiting    counter // directions of flows that wait now
+	phases          [numPhases]histogram
+	firstByte       histogram
 }
 
 // Stats is a snapshot of a gateway's counters. Those that end in s count events since the start; Active,
@@ -68,6 +70,9 @@ type Stats struct {
 	// LimitCounts is how many counts of limits there are, LimitShared how many flows had to share one with everybody else who
 	// had none, as the table was full.
 	LimitCounts, LimitShared int64
+	// Phases is how long the phases of opening took, by the key that they have in records, of flows that have such a phase;
+	// first_byte is counted when the flow ends.
+	Phases map[string]Histogram
 }
 
 // Stats returns the counters as they are now.
@@ -86,6 +91,10 @@ func (g *Gateway) Stats() Stats {
 	}
 	for c := range numCauses {
 		snapshot.Ended[c.String()] = s.ended[c].load()
+	}
+	snapshot.Phases = map[string]Histogram{phaseFirst: s.firstByte.snapshot()}
+	for p := range numPhases {
+		snapshot.Phases[phaseNames[p]] = s.phases[p].snapshot()
 	}
 	g.flows.each(func(f *Flow) bool {
 		snapshot.BytesIn += f.in.carried()

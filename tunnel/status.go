@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"culvert/capture"
+	"culvert/pki/spiffe"
 	"culvert/tunnel/h2"
 )
 
@@ -160,6 +161,8 @@ type RefusedError struct {
 	Status int
 	// Hop is the name of the hop that answered, as configured here.
 	Hop string
+	// ID is who that is, as its certificate has proved.
+	ID spiffe.ID
 	// Statuses is what the hop and those behind it say of themselves (RFC 9209), the farthest first;
 	// empty when they say nothing. It is their word: bounded and printable, but not proven.
 	Statuses []ProxyStatus

@@ -81,6 +81,8 @@ type ConnectRequest struct {
 	// Via is the gateways that have passed the flow on, this one included (RFC 9110, section 7.6.3); "" where it began, at
 	// one that it cannot come back to.
 	Via string
+
+	times *timing // of the flow; nil: nobody wants to know
 }
 
 // ConnectResponse is what a hop says with its yes.

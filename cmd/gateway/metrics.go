@@ -34,6 +34,7 @@ type collector struct {
 	asking   *prometheus.Desc
 	ended    *prometheus.Desc
 	limited  *prometheus.Desc
+	phases   *prometheus.Desc
 	notAfter *prometheus.Desc
 	reloads  *prometheus.Desc
 	build    *prometheus.Desc
@@ -56,6 +57,7 @@ func newMetrics(stats func() tunnel.Stats, b *parts) *prometheus.Registry {
 		asking:   describe("asks_in_flight", "Questions to an authorizer that are under way.", "authorizer"),
 		ended:    describe("flows_ended_total", "Flows that are over, by why; ok is a good end.", "cause"),
 		limited:  describe("limited_total", "Flows that a limit of policy has refused or ended, by the name of its rule.", "rule"),
+		phases:   describe("open_seconds", "Where the time of opening flows went, by phase; open is all of it, first_byte what comes after, until the destination's first byte. Flows without a phase do not count in it.", "phase"),
 		notAfter: describe("identity_not_after_seconds", "When this gateway's certificate ends to be valid, Unix time."),
 		reloads:  describe("reloads_total", "Reloads of the configuration, by result.", "result"),
 		build:    describe("build_info", "Always 1; the labels tell what runs.", "version", "revision", "goversion"),
@@ -134,7 +136,7 @@ func (c *collector) gauges() {
 
 // Describe sends the descriptions of all metrics.
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.ended, c.limited, c.notAfter, c.reloads, c.build, c.asks, c.askTime, c.asking} {
+	for _, d := range []*prometheus.Desc{c.ended, c.limited, c.phases, c.notAfter, c.reloads, c.build, c.asks, c.askTime, c.asking} {
 		to <- d
 	}
 	for _, m := range c.plain {
@@ -153,6 +155,9 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	}
 	for rule, n := range s.Limited { // of the configuration, not of peers
 		to <- prometheus.MustNewConstMetric(c.limited, prometheus.CounterValue, float64(n), rule)
+	}
+	for phase, h := range s.Phases {
+		to <- prometheus.MustNewConstHistogram(c.phases, h.Count, h.Sum.Seconds(), h.Buckets, phase)
 	}
 	c.collectAsks(to)
 	to <- prometheus.MustNewConstMetric(c.notAfter, prometheus.GaugeValue, float64(c.id.current.Load().Current().NotAfter.Unix()))

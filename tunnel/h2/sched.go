@@ -186,6 +186,9 @@ func (c *Conn) takeFrame(b *batch, s *Stream, n int, direct bool) {
 		o.frame = o.frame[n:]
 	}
 	o.inFlight = true
+	if s.sent == 0 && n > 0 {
+		s.firstSent = time.Now().UnixNano()
+	}
 	s.sent += int64(n)
 	s.send.take(n)
 	c.sendWindow.take(n)

@@ -29,6 +29,7 @@ type Stream struct {
 	werr      error       // why nothing more can be sent; nil while it can
 	hooks     streamHooks // nil: nobody is told
 	sent      int64       // payload bytes framed
+	firstSent int64       // UnixNano of the first of them
 	state     streamState
 	answered  bool // final response headers were sent
 	refused   bool // with a status of 300 or more
@@ -164,6 +165,16 @@ func (s *Stream) Sent() int64 {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
 	return s.sent
+}
+
+// FirstSent is when the first payload byte was taken for sending; zero while none was.
+func (s *Stream) FirstSent() time.Time {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	if s.firstSent == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, s.firstSent)
 }
 
 // Done is closed when the stream was reset by either side or its connection failed. A stream that ends
