@@ -37,6 +37,7 @@ type repoImportRule struct {
 var repoImports = []repoImportRule{
 	{"cmd/gateway", []string{"..."}},
 	{"bench/...", []string{"..."}},
+	{"deploy", nil},
 	{"tunnel/nowait", nil},
 	{"tunnel/datagram", []string{"tunnel/nowait"}},
 	{"tunnel/h2/...", []string{"tunnel/nowait"}},
