@@ -1,0 +1,125 @@
+#!/bin/sh
+# Captured: plain TCP of other hosts to port 8080 of workloads here.
+# `gateway capture print --backend iptables --mode tproxy --fail closed --no-outbound --no-dns --inbound 8080`, and with --undo; made by go test ./deploy -run CaptureForms -update
+set -eu
+case "${1:-}" in
+on)
+ip -4 route add local 0.0.0.0/0 dev lo table 15001
+ip -4 rule add priority 15001 fwmark 0x1000/0x3000 lookup 15001
+ip -6 route add local ::/0 dev lo table 15001
+ip -6 rule add priority 15001 fwmark 0x1000/0x3000 lookup 15001
+iptables-restore -w 10 --noflush -T mangle <<'END'
+*mangle
+:CULVERT_OUTPUT - [0:0]
+:CULVERT_PRE - [0:0]
+:CULVERT_FORWARD - [0:0]
+:CULVERT_INBOUND - [0:0]
+:CULVERT_CHOOSE - [0:0]
+:CULVERT_TAKE - [0:0]
+:CULVERT_DIVERT - [0:0]
+:CULVERT_AGAIN - [0:0]
+:CULVERT_MARK - [0:0]
+-A CULVERT_OUTPUT -m mark --mark 0x3000/0x3000 -j CONNMARK --set-xmark 0x2000/0x2000
+-A CULVERT_OUTPUT -m mark --mark 0x2000/0x2000 -j RETURN
+-A CULVERT_OUTPUT -m conntrack --ctdir REPLY -m connmark --mark 0x2000/0x2000 -j MARK --set-xmark 0x1000/0x1000
+-A CULVERT_OUTPUT -m conntrack --ctdir REPLY -j RETURN
+-A CULVERT_PRE -i lo -m mark --mark 0x1000/0x3000 -j CULVERT_DIVERT
+-A CULVERT_PRE -i lo -j RETURN
+-A CULVERT_PRE -m conntrack --ctdir REPLY -m connmark --mark 0x2000/0x2000 -j MARK --set-xmark 0x1000/0x1000
+-A CULVERT_PRE -m conntrack --ctdir REPLY -j RETURN
+-A CULVERT_PRE -p tcp --dport 8080 -m addrtype --dst-type LOCAL -j CULVERT_INBOUND
+-A CULVERT_INBOUND -p tcp ! --syn -m connmark --mark 0x1000/0x1000 -j TPROXY --on-ip 127.0.0.1 --on-port 15006 --tproxy-mark 0x1000/0x1000
+-A CULVERT_INBOUND -p tcp ! --syn -j RETURN
+-A CULVERT_INBOUND -m conntrack ! --ctstate NEW -j RETURN
+-A CULVERT_INBOUND -j CONNMARK --set-xmark 0x1000/0x1000
+-A CULVERT_INBOUND -p tcp -j TPROXY --on-ip 127.0.0.1 --on-port 15006 --tproxy-mark 0x1000/0x1000
+COMMIT
+END
+iptables -w 10 -t mangle -I OUTPUT -j CULVERT_OUTPUT
+iptables -w 10 -t mangle -I PREROUTING -j CULVERT_PRE
+ip6tables-restore -w 10 --noflush -T mangle <<'END'
+*mangle
+:CULVERT_OUTPUT - [0:0]
+:CULVERT_PRE - [0:0]
+:CULVERT_FORWARD - [0:0]
+:CULVERT_INBOUND - [0:0]
+:CULVERT_CHOOSE - [0:0]
+:CULVERT_TAKE - [0:0]
+:CULVERT_DIVERT - [0:0]
+:CULVERT_AGAIN - [0:0]
+:CULVERT_MARK - [0:0]
+-A CULVERT_OUTPUT -m mark --mark 0x3000/0x3000 -j CONNMARK --set-xmark 0x2000/0x2000
+-A CULVERT_OUTPUT -m mark --mark 0x2000/0x2000 -j RETURN
+-A CULVERT_OUTPUT -m conntrack --ctdir REPLY -m connmark --mark 0x2000/0x2000 -j MARK --set-xmark 0x1000/0x1000
+-A CULVERT_OUTPUT -m conntrack --ctdir REPLY -j RETURN
+-A CULVERT_PRE -i lo -m mark --mark 0x1000/0x3000 -j CULVERT_DIVERT
+-A CULVERT_PRE -i lo -j RETURN
+-A CULVERT_PRE -m conntrack --ctdir REPLY -m connmark --mark 0x2000/0x2000 -j MARK --set-xmark 0x1000/0x1000
+-A CULVERT_PRE -m conntrack --ctdir REPLY -j RETURN
+-A CULVERT_PRE -p tcp --dport 8080 -m addrtype --dst-type LOCAL -j CULVERT_INBOUND
+-A CULVERT_INBOUND -p tcp ! --syn -m connmark --mark 0x1000/0x1000 -j TPROXY --on-ip ::1 --on-port 15006 --tproxy-mark 0x1000/0x1000
+-A CULVERT_INBOUND -p tcp ! --syn -j RETURN
+-A CULVERT_INBOUND -m conntrack ! --ctstate NEW -j RETURN
+-A CULVERT_INBOUND -j CONNMARK --set-xmark 0x1000/0x1000
+-A CULVERT_INBOUND -p tcp -j TPROXY --on-ip ::1 --on-port 15006 --tproxy-mark 0x1000/0x1000
+COMMIT
+END
+ip6tables -w 10 -t mangle -I OUTPUT -j CULVERT_OUTPUT
+ip6tables -w 10 -t mangle -I PREROUTING -j CULVERT_PRE
+;;
+off)
+ip6tables -w 10 -t mangle -D PREROUTING -j CULVERT_PRE
+ip6tables -w 10 -t mangle -D OUTPUT -j CULVERT_OUTPUT
+ip6tables-restore -w 10 --noflush -T mangle <<'END'
+*mangle
+:CULVERT_OUTPUT - [0:0]
+:CULVERT_PRE - [0:0]
+:CULVERT_FORWARD - [0:0]
+:CULVERT_INBOUND - [0:0]
+:CULVERT_CHOOSE - [0:0]
+:CULVERT_TAKE - [0:0]
+:CULVERT_DIVERT - [0:0]
+:CULVERT_AGAIN - [0:0]
+:CULVERT_MARK - [0:0]
+-X CULVERT_OUTPUT
+-X CULVERT_PRE
+-X CULVERT_FORWARD
+-X CULVERT_INBOUND
+-X CULVERT_CHOOSE
+-X CULVERT_TAKE
+-X CULVERT_DIVERT
+-X CULVERT_AGAIN
+-X CULVERT_MARK
+COMMIT
+END
+iptables -w 10 -t mangle -D PREROUTING -j CULVERT_PRE
+iptables -w 10 -t mangle -D OUTPUT -j CULVERT_OUTPUT
+iptables-restore -w 10 --noflush -T mangle <<'END'
+*mangle
+:CULVERT_OUTPUT - [0:0]
+:CULVERT_PRE - [0:0]
+:CULVERT_FORWARD - [0:0]
+:CULVERT_INBOUND - [0:0]
+:CULVERT_CHOOSE - [0:0]
+:CULVERT_TAKE - [0:0]
+:CULVERT_DIVERT - [0:0]
+:CULVERT_AGAIN - [0:0]
+:CULVERT_MARK - [0:0]
+-X CULVERT_OUTPUT
+-X CULVERT_PRE
+-X CULVERT_FORWARD
+-X CULVERT_INBOUND
+-X CULVERT_CHOOSE
+-X CULVERT_TAKE
+-X CULVERT_DIVERT
+-X CULVERT_AGAIN
+-X CULVERT_MARK
+COMMIT
+END
+ip -6 rule del priority 15001 fwmark 0x1000/0x3000 lookup 15001
+ip -6 route del local ::/0 dev lo table 15001
+ip -4 rule del priority 15001 fwmark 0x1000/0x3000 lookup 15001
+ip -4 route del local 0.0.0.0/0 dev lo table 15001
+;;
+*) echo "usage: $0 on|off" >&2; exit 2 ;;
+esac
