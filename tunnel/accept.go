@@ -3,6 +3,7 @@ package tunnel
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -41,16 +42,18 @@ type listener struct {
 type listenerConf struct {
 	name           string
 	kind           string
-	capture        bool                 // the system leads flows here that were meant for other places
-	proxy          bool                 // apps ask for flows, which carry this gateway's identity
-	way            capture.Way          // of one flow on each connection; nil: server, or hbone
-	server         capture.Server       // of several; nil: way, or hbone
-	packets        capture.PacketWay    // of datagrams; nil: none are caught
-	service        Service              // answers what is caught; nil: it is carried
-	requests       func(*h2.Stream)     // serves what is no CONNECT; nil: that is refused
-	identities     map[string]spiffe.ID // of users
-	sniff          time.Duration        // how long a name is looked for; 0: not at all
-	maxConnections int64                // 0: no limit
+	capture        bool                        // the system leads flows here that were meant for other places
+	proxy          bool                        // apps ask for flows, which carry this gateway's identity
+	way            capture.Way                 // of one flow on each connection; nil: server, or hbone
+	server         capture.Server              // of several; nil: way, or hbone
+	packets        capture.PacketWay           // of datagrams; nil: none are caught
+	service        Service                     // answers what is caught; nil: it is carried
+	requests       func(*h2.Stream)            // serves what is no CONNECT; nil: that is refused
+	xTun           *xTun                       // takes requests with x-tun; nil: none
+	proxyTLS       func() (*tls.Config, error) // for connections of proxies of others; nil: they are plain
+	identities     map[string]spiffe.ID        // of users
+	sniff          time.Duration               // how long a name is looked for; 0: not at all
+	maxConnections int64                       // 0: no limit
 }
 
 // newConf makes what a listener does with its connections.
@@ -78,6 +81,9 @@ func (g *Gateway) newConf(c *ListenerConfig) (*listenerConf, error) {
 	case c.MaxConnections < 0:
 		conf.maxConnections = 0
 	}
+	if x := c.XTun; x != nil || c.Kind == KindXTun {
+		g.addXTun(conf, x)
+	}
 	if c.Kind == KindHBONE && g.env.Requests != nil {
 		if h := g.env.Requests(c.Name); h != nil {
 			conf.requests = h2.HTTPHandler(h)
@@ -90,7 +96,7 @@ func (g *Gateway) newConf(c *ListenerConfig) (*listenerConf, error) {
 func (g *Gateway) addWay(conf *listenerConf, c *ListenerConfig) (err error) {
 	var warnings []string
 	switch c.Kind {
-	case KindHBONE:
+	case KindHBONE, KindXTun:
 	case KindSOCKS5:
 		var way *capture.Socks5
 		if way, err = capture.NewSocks5(c.SOCKS5); err == nil {
@@ -279,8 +285,11 @@ func (l *listener) serveConn(nc net.Conn, conf *listenerConf) {
 		if c := l.catchOne(nc, conf); c != nil {
 			l.serveApp(c, conf)
 		}
+	case conf.kind == KindXTun:
+		l.meetProxy(nc, conf)
+		return
 	case conf.way == nil:
-		if s := l.meet(nc, conf); s != nil {
+		if s := l.meet(nc, conf, nil); s != nil {
 			go s.attend() // ends with the connection, and calls connEnded
 			return
 		}

@@ -29,7 +29,8 @@ type serverConn struct {
 	g       *Gateway
 	l       *listener
 	conn    *h2.Conn
-	proof   *proof
+	proof   *proof        // nil: of a proxy of others, on which requests with x-tun come
+	inside  *outerRequest // the request inside of which it is; nil: it is a connection by itself
 	source  netip.AddrPort
 	dialled netip.Addr
 	checked uint64 // Gateway.rechecks before its handshake
@@ -39,6 +40,8 @@ type serverConn struct {
 	retiring atomic.Bool           // its peer's certificate has expired
 
 	passed atomic.Pointer[passed] // of the last request that had some
+
+	pending atomic.Int64 // handshakes under way inside of requests on it
 
 	mu    sync.Mutex
 	ended int64 // streams that are over; guarded by mu
@@ -51,8 +54,9 @@ type trust struct {
 	trusted bool
 }
 
-// meet authenticates a peer and begins to serve the streams of its connection; nil where there is none.
-func (l *listener) meet(nc net.Conn, conf *listenerConf) *serverConn {
+// meet authenticates a peer and begins to serve the streams of its connection, which may be inside of a request; nil where
+// there is none.
+func (l *listener) meet(nc net.Conn, conf *listenerConf, inside *outerRequest) *serverConn {
 	g := l.g
 	checked := g.rechecks.Load()
 	tc, proof, err := l.authenticate(nc, conf)
@@ -63,12 +67,19 @@ func (l *listener) meet(nc net.Conn, conf *listenerConf) *serverConn {
 		return nil
 	}
 	tuneTransport(nc)
-	s := &serverConn{g: g, l: l, proof: proof, checked: checked, source: addrPort(nc.RemoteAddr()), dialled: addrPort(nc.LocalAddr()).Addr()}
+	return l.serveH2(tc, &serverConn{proof: proof, checked: checked, inside: inside}, proof.id)
+}
+
+// serveH2 begins to serve the streams of a connection of a peer; nil where that cannot be.
+func (l *listener) serveH2(nc net.Conn, s *serverConn, peer spiffe.ID) *serverConn {
+	g := l.g
+	s.g, s.l, s.source, s.dialled = g, l, addrPort(nc.RemoteAddr()), addrPort(nc.LocalAddr()).Addr()
 	s.one.L = &s.mu
 	cfg := g.env.H2
 	cfg.Handler, cfg.Budget, cfg.EnableConnectProtocol = s.serveStream, g.env.Budget, true
-	cfg.OnOffence = func(c *h2.Conn, err *h2.ConnError) { g.offended(c, proof.id, err) }
-	if s.conn, err = h2.NewServer(tc, &cfg); err != nil {
+	cfg.OnOffence = func(c *h2.Conn, err *h2.ConnError) { g.offended(c, peer, err) }
+	var err error
+	if s.conn, err = h2.NewServer(nc, &cfg); err != nil {
 		_ = nc.Close()
 		return nil
 	}
@@ -97,7 +108,7 @@ func (l *listener) authenticate(nc net.Conn, conf *listenerConf) (*tls.Conn, *pr
 	defer cancel()
 	tc := tls.Server(h2.NewGate(nc), l.g.env.ServerTLS(conf.name))
 	if err := tc.HandshakeContext(ctx); err != nil {
-		return nil, nil, fmt.Errorf("TLS handshake: %w", err)
+		return nil, nil, fmt.Errorf("TLS handshake: %w", throughProxy(nc, err))
 	}
 	cs := tc.ConnectionState()
 	if p := cs.NegotiatedProtocol; p != "h2" && p != "" {
@@ -153,6 +164,10 @@ func (l *listener) logRefused(nc net.Conn, conf *listenerConf, err error) {
 // serveStream carries one stream that the peer has opened. It runs in a goroutine of its own.
 func (s *serverConn) serveStream(st *h2.Stream) {
 	head, conf := st.Request(), s.l.conf.Load()
+	if s.proof == nil || s.inside == nil && conf.xTun != nil && head.Get(fieldTun) != "" {
+		s.serveOuter(st, conf)
+		return
+	}
 	if conf.requests != nil && !isConnect(head) {
 		conf.requests(st)
 		s.streamEnded()
@@ -182,6 +197,10 @@ func (s *serverConn) newFlow(head *h2.Header, conf *listenerConf) *Flow {
 		r.Fault = why
 	case s.proof.expired(time.Now()):
 		r.Fault = errExpired
+	case s.tokenEnded(time.Now()):
+		r.Fault = errTokenEnded
+	case len(head.Values(fieldTun)) > 0:
+		r.Fault = &Error{Cause: CauseMalformed, Reason: "the request has x-tun, and this listener takes none (xTun)"}
 	case !isConnect(head):
 		r.Fault = &Error{Cause: CauseNotConnect, Reason: "the request is " + strings.TrimSpace(head.Method+" "+head.Protocol)}
 	case head.Protocol == protocolUDP:
@@ -189,6 +208,9 @@ func (s *serverConn) newFlow(head *h2.Header, conf *listenerConf) *Flow {
 		f.Target, r.Fault = parseUDPPath(head.Path)
 	default:
 		f.Target, r.Fault = ParseAuthority(head.Authority)
+	}
+	if r.Fault == nil {
+		r.Fault = s.mayAsk(f.Target)
 	}
 	return f
 }
@@ -284,7 +306,7 @@ func (f *Flow) localBaggage() string {
 
 // Refuse answers with the status and the Proxy-Status of err, and no body.
 func (a *connected) Refuse(f *Flow, err error) {
-	if errors.Is(err, errExpired) { // of this peer: a hop may say what it likes
+	if errors.Is(err, errExpired) || errors.Is(err, errTokenEnded) { // of this peer: a hop may say what it likes
 		// Nothing was done, so that the peer may ask again on a connection with a new certificate (RFC 9113, section 8.7).
 		f.from.leave()
 		a.s.Stream.Reset(h2.RefusedStream)

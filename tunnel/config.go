@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"culvert/capture"
+	"culvert/pki/bearer"
 	"culvert/policy"
 )
 
@@ -48,7 +49,8 @@ type ListenerConfig struct {
 	// `socks5`, `http-proxy` or `proxy`, which is both on one port (from programs on this host that are
 	// pointed at it), `forward` (every connection goes to one destination),
 	// `tproxy` or `redirect` (what the packet filter leads here, see `gateway capture`; each flow goes where
-	// it was meant to), `dns` (questions for names, of apps; see `dns` of the file).
+	// it was meant to), `dns` (questions for names, of apps; see `dns` of the file), `x-tun` (tunnels that others' load
+	// balancers pass on, see XTun).
 	Kind string `yaml:"kind"`
 	// Address to listen on: `host:port`, or `:port` for all addresses of this host, or `unix:/path`. For
 	// `tproxy`, `redirect` and `dns`, `localhost:port` is both 127.0.0.1 and ::1. A `forward` listener may have
@@ -82,6 +84,9 @@ type ListenerConfig struct {
 	Strict bool `yaml:"strict"`
 	// Captured tells that the packet filter leads questions to a `dns` listener that were meant for others.
 	Captured bool `yaml:"captured"`
+	// XTun says how tunnels are taken that come through load balancers of others, on a listener of kind `x-tun`, or, where it
+	// is present, on one of kind `hbone` as well.
+	XTun *XTunConfig `yaml:"xTun"`
 	// MaxConnections is how many accepted connections may be open at once; above it new ones are closed
 	// at once. Default 100000; negative: no limit but that of the system.
 	MaxConnections int `yaml:"maxConnections"`
@@ -97,7 +102,27 @@ const (
 	KindTProxy    = "tproxy"
 	KindRedirect  = "redirect"
 	KindDNS       = "dns"
+	KindXTun      = "x-tun"
 )
+
+// XTunConfig says how requests are taken that carry a tunnel through a load balancer of others: POST, CONNECT, WebSocket or
+// gRPC, in HTTP/2 or HTTP/1.1, with the destination in `x-tun` and a token in `authorization`. The balancer has ended TLS. A
+// token that `tokens` of the file believes lets the request in, and nothing more: inside of it is mutual TLS with the client
+// itself, and policy judges by that identity and by the destination that the client asks for there, which has to be the one
+// in `x-tun`.
+type XTunConfig struct {
+	// Issuers are those whose tokens count here, as in `tokens`. Default: all that `tokens` has.
+	Issuers []string `yaml:"issuers"`
+	// Audiences are the `aud` values of which a token must have one, besides what `tokens` asks for. Default: none is asked for.
+	Audiences []string `yaml:"audiences"`
+	// Cert is a PEM file with the certificate for connections of balancers that speak TLS with this listener. It is read for each
+	// connection, with Key. Default: such connections are not encrypted, as the balancer has ended TLS.
+	Cert string `yaml:"cert"`
+	// Key is a PEM file with the key of Cert.
+	Key string `yaml:"key"`
+	// Identity has the listener speak TLS with the certificate of this gateway's identity in the place of Cert and Key.
+	Identity bool `yaml:"identity"`
+}
 
 // HopConfig is another gateway.
 type HopConfig struct {
@@ -111,6 +136,19 @@ type HopConfig struct {
 	Identity string `yaml:"identity"`
 	// Transport is how the hop is reached: `h2`. Default `h2`.
 	Transport string `yaml:"transport"`
+	// Tun tells that the hop is a load balancer or proxy of others, and how it lets a tunnel pass: `POST` (the request and its
+	// answer are streams of bytes), `CONNECT`, `WEBSOCKET` or `GRPC` (a call that streams both ways). The connection to it is TLS as
+	// browsers have it, and each request names the destination in `x-tun`. What runs inside is mutual TLS with the workload at
+	// the destination, see Inner, or with the next hop of the route.
+	Tun string `yaml:"tun"`
+	// Authority is the host name by which the proxy knows whom a request is for. Default: the host in Address. Only with Tun.
+	Authority string `yaml:"authority"`
+	// Path is the path of the request, by which a proxy may route. Default `/x-tun`, of GRPC `/culvert.XTun/Tunnel`. Only with Tun.
+	Path string `yaml:"path"`
+	// TLS says how the proxy is known. Only with Tun.
+	TLS HopTLSConfig `yaml:"tls"`
+	// Token is what the proxy, and the gateway behind it, want to see in `authorization`. Only with Tun.
+	Token bearer.Config `yaml:"token"`
 	// StreamsPerConnection is how many flows share a connection to the hop before another one is
 	// opened. Default 100, and never more than the hop allows.
 	StreamsPerConnection int `yaml:"streamsPerConnection"`
@@ -122,6 +160,17 @@ type HopConfig struct {
 	// follow closely, so that one does not have to wait behind another; more are opened when these are full.
 	// Default the number of processors, at most 4.
 	Connections int `yaml:"connections"`
+}
+
+// HopTLSConfig says how a proxy of others is known. The zero value is TLS with the CAs of the system and the name in
+// Authority.
+type HopTLSConfig struct {
+	// Roots is a PEM file with the CAs. It is read for each connection. Default: those of the system.
+	Roots string `yaml:"roots"`
+	// ServerName is the name that the proxy's certificate must have, and that it is told. Default: that of Authority.
+	ServerName string `yaml:"serverName"`
+	// None leaves TLS out, as to a proxy on the same host. The token and the destination are then to be read on the way.
+	None bool `yaml:"none"`
 }
 
 // InnerConfig is the tunnel from end to end inside of one to a hop.

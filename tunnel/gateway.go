@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"culvert/capture"
+	"culvert/pki/bearer"
 	"culvert/pki/spiffe"
 	"culvert/policy"
 	"culvert/tunnel/datagram"
@@ -51,6 +52,10 @@ type Env struct {
 	// VerifyToken verifies a token that came with a request of a peer. Its error, which a peer is not shown, must not hold the
 	// token. It may block until ctx ends. Default: tokens are not looked at.
 	VerifyToken func(ctx context.Context, token string) (*Token, error)
+
+	// Bearer is what tokens are made with that proxies of others want to see: connections to providers, and the key of this
+	// gateway's identity.
+	Bearer bearer.Env
 
 	// H2 are the limits of HTTP/2 connections; Handler and Budget are set by the gateway.
 	H2 h2.Config
@@ -132,6 +137,7 @@ type Gateway struct {
 	trimmer trimmer // owned by sweepLoop
 	parking parking
 	host    neighbours
+	pending pendingHandshakes
 
 	silenced     atomic.Int64  // flows of datagrams that were refused, and whose sockets are held
 	longCapsules datagram.Room // of all flows of datagrams
@@ -212,8 +218,12 @@ func (g *Gateway) compile(cfg *Config) (*plan, error) {
 		return nil, err
 	}
 	for i := range cfg.Listeners {
-		if cfg.Listeners[i].Kind == KindHBONE && g.env.ServerTLS == nil {
-			return nil, errors.New("tunnel: an hbone listener and no TLS configuration for it (Env.ServerTLS)")
+		l := &cfg.Listeners[i]
+		if (l.Kind == KindHBONE || l.Kind == KindXTun) && g.env.ServerTLS == nil {
+			return nil, fmt.Errorf("tunnel: an %s listener and no TLS configuration for it (Env.ServerTLS)", l.Kind)
+		}
+		if (l.XTun != nil || l.Kind == KindXTun) && g.env.VerifyToken == nil {
+			return nil, errors.New("tunnel: a listener that takes x-tun and nobody who verifies tokens (Env.VerifyToken)")
 		}
 	}
 	for i := range cfg.Routes {

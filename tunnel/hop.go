@@ -22,7 +22,8 @@ type Hop struct {
 	streamsPerConn int
 	spread         int // connections that flows are spread over
 	inner          *inner
-	perTarget      bool // it is a workload, to which an inner tunnel leads
+	perTarget      bool   // it is a workload, to which an inner tunnel leads
+	outer          *outer // it is a proxy of others; nil: a gateway
 }
 
 // inner is what is common to the workloads that are reached by a second tunnel inside of one to a hop.
@@ -80,6 +81,9 @@ func newHop(name string, c *HopConfig) (*Hop, error) {
 			h.inner.identities = append(h.inner.identities, id)
 		}
 	}
+	if c.Tun != "" {
+		h.beProxy(c)
+	}
 	return h, nil
 }
 
@@ -90,6 +94,9 @@ func (h *Hop) key() string {
 	fmt.Fprintf(&b, "%s %s %s %d %d", h.Name, h.Transport, h.Identities, h.streamsPerConn, h.spread)
 	for _, e := range h.endpoints {
 		fmt.Fprintf(&b, " %s*%d", e.target, e.weight)
+	}
+	if h.outer != nil {
+		b.WriteString(h.outer.key)
 	}
 	return b.String()
 }

@@ -61,7 +61,10 @@ func (g *Gateway) dialChain(ctx context.Context, c *chain, times *timing) (Trans
 	ctx, cancel := context.WithTimeout(ctx, g.plan.Load().timeouts.Dial)
 	defer cancel()
 	connect := g.env.Transports[c.last.Transport]
-	if c.last.Transport == TransportH2 {
+	switch {
+	case c.last.outer != nil:
+		connect = g.dialOuter
+	case c.last.Transport == TransportH2:
 		connect = g.dialH2
 	}
 	if connect == nil {

@@ -77,7 +77,7 @@ func (g *Gateway) Recheck() {
 	if g.env.VerifyToken != nil {
 		g.recheckTokens(time.Now())
 	}
-	if g.env.Doubt == nil {
+	if g.env.Doubt == nil && g.env.VerifyToken == nil {
 		return
 	}
 	g.rechecks.Add(1)
@@ -112,7 +112,11 @@ func (g *Gateway) serverConns() []*serverConn {
 
 // recheck ends the connection if its peer is not believed any more.
 func (s *serverConn) recheck() {
-	if s.g.env.Doubt == nil {
+	if s.tokenWithdrawn() {
+		s.disown(&Error{Cause: CauseRevoked, Reason: "the token of the request around it is not valid any more: its key was withdrawn"})
+		return
+	}
+	if s.g.env.Doubt == nil || s.proof == nil {
 		return
 	}
 	if err := s.g.env.Doubt(s.proof.certs, false); err != nil {
@@ -206,11 +210,18 @@ func (g *Gateway) expire(now time.Time) {
 		g.recheckTokens(now)
 	}
 	for _, s := range g.serverConns() {
-		if !s.proof.expired(now) {
+		why := errExpired
+		switch {
+		case s.proof == nil:
+			continue
+		case s.proof.expired(now):
+		case s.tokenEnded(now):
+			why = errTokenEnded
+		default:
 			continue
 		}
 		if end {
-			s.disown(errExpired)
+			s.disown(why)
 		} else {
 			s.leave()
 		}

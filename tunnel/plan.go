@@ -148,7 +148,7 @@ func (p *plan) addRoutes(c *Config) error {
 		l := &c.Listeners[i]
 		p.listeners[l.Name] = &listenerPlan{name: l.Name, kind: l.Kind, strict: l.Strict, allLocal: true}
 		p.captures = p.captures || l.isCapture()
-		p.meets = p.meets || l.Kind == KindHBONE
+		p.meets = p.meets || l.Kind == KindHBONE || l.Kind == KindXTun
 	}
 	hops := make(map[string]*Hop)
 	for i := range c.Routes {

@@ -202,6 +202,9 @@ func (f *Flow) question(attrs []slog.Attr) []slog.Attr {
 	if f.via.fromAny {
 		attrs = append(attrs, slog.String("open", f.via.name))
 	}
+	if f.from != nil && f.from.inside != nil {
+		attrs = append(attrs, slog.String("outer", f.from.inside.form+" "+f.from.inside.subject()))
+	}
 	if f.resolves() {
 		attrs = append(attrs, slog.Bool("unresolved", true))
 		if n := len(f.addrs()); n > 1 || n == 1 && f.addrs()[0] != f.dialled().Addr() {

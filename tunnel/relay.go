@@ -81,7 +81,7 @@ func (g *Gateway) decide(f *Flow) error {
 	if f.via == nil {
 		return l.unrouted(f)
 	}
-	if l.kind == KindHBONE && f.via.chain == nil && f.local && !f.named && isMeshPort(f.Target.Port) {
+	if l.ofPeers() && f.via.chain == nil && f.local && !f.named && isMeshPort(f.Target.Port) {
 		return &Error{Cause: CauseOwnPort, Reason: "the mesh itself listens on this port of a workload; a route that names the address opens it"}
 	}
 	if f.resolves() {
@@ -186,13 +186,16 @@ func (g *Gateway) report(f *Flow, d *policy.Decision) {
 		slog.String("dst", f.Target.String()), slog.Bool("allowed", d.Allow), slog.String("rule", d.Report.Rule), slog.String("place", d.Report.Place.String()))
 }
 
+// ofPeers reports whether flows come in by tunnels of peers.
+func (l *listenerPlan) ofPeers() bool { return l.kind == KindHBONE || l.kind == KindXTun }
+
 // unrouted says why no route takes the flow, with the status that HBONE has for it: where only this
 // host's own addresses are destinations, another address is the peer's mistake and a name is not known.
 func (l *listenerPlan) unrouted(f *Flow) error {
 	switch {
-	case l.kind == KindHBONE && l.allLocal && f.Target.IsName():
+	case l.ofPeers() && l.allLocal && f.Target.IsName():
 		return &Error{Cause: CauseUnknownHost, Reason: "listener " + l.name + " leads to this host's own addresses only; a name needs a route (or --egress NAME)"}
-	case l.kind == KindHBONE && l.allLocal:
+	case l.ofPeers() && l.allLocal:
 		return &Error{Cause: CauseNotLocal, Reason: "listener " + l.name + " leads to this host's own addresses only, and the connection was made to " + f.Request.Dialled.String()}
 	}
 	return &Error{Cause: CauseNoRoute, Reason: "no route of listener " + l.name + " takes it; add one"}

@@ -15,6 +15,7 @@ type stats struct {
 	bytesIn         counter
 	bytesOut        counter
 	tlsRefused      counter
+	outerRefused    counter // requests with x-tun that were not let in
 	offences        counter // connections ended for what the peer did on them
 	captureFailed   counter
 	acceptErrors    counter
@@ -45,6 +46,8 @@ type Stats struct {
 	// TLSRefused are connections of peers that did not get through the TLS handshake, CaptureFailed those of
 	// apps that did not get through theirs.
 	TLSRefused, CaptureFailed int64
+	// OuterRefused are requests with x-tun that were not let in.
+	OuterRefused int64
 	// Offences are connections, to peers and to hops, that were ended for what the other end did on them.
 	Offences int64
 	// AcceptErrors are errors of accepting connections, Shed connections that were closed at once because
@@ -81,7 +84,7 @@ func (g *Gateway) Stats() Stats {
 	snapshot := Stats{
 		Flows: s.flows.load(), Active: s.active.load(), Ended: make(map[string]int64, numCauses),
 		BytesIn: s.bytesIn.load(), BytesOut: s.bytesOut.load(),
-		Offences: s.offences.load(), TLSRefused: s.tlsRefused.load(), CaptureFailed: s.captureFailed.load(),
+		Offences: s.offences.load(), TLSRefused: s.tlsRefused.load(), OuterRefused: s.outerRefused.load(), CaptureFailed: s.captureFailed.load(),
 		AcceptErrors: s.acceptErrors.load(), Shed: s.shed.load(), Connections: s.connections.load(),
 		Dials: s.dials.load(), DialFailures: s.dialFailures.load(),
 		Transports: s.transports.load(), TransportDials: s.transportDials.load(), TransportFailures: s.transportFailed.load(),

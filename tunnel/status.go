@@ -30,6 +30,7 @@ const (
 	CauseNotConnect             // the request is no CONNECT
 	CauseNotLocal               // an address that is not this host's, where only those are destinations
 	CauseDenied                 // policy says no
+	CauseToken                  // a request through a proxy of others has no token that is taken
 	CauseRevoked                // the peer's identity, or a hop's, is not believed any more
 	CauseExpired                // its certificate has expired
 	CauseNoRoute                // no route takes the flow
@@ -81,6 +82,7 @@ var verdicts = [numCauses]verdict{
 	CauseNotLocal:         {"not-local", 400, "http_request_error", h2.ConnectError, capture.NotAllowed, "destination is not this host"},
 	CauseNoRoute:          {"no-route", 401, "http_request_denied", h2.ConnectError, capture.NotAllowed, "no route to the destination"},
 	CauseDenied:           {"denied", 401, "http_request_denied", h2.ConnectError, capture.NotAllowed, "denied by policy"},
+	CauseToken:            {"token", 401, "http_request_denied", h2.ConnectError, capture.NotAllowed, "token missing or not taken"},
 	CauseRevoked:          {"revoked", 401, "http_request_denied", h2.ConnectError, capture.NotAllowed, "identity not trusted"},
 	CauseExpired:          {"expired", 401, "http_request_denied", h2.ConnectError, capture.NotAllowed, "certificate expired"},
 	CauseProhibited:       {"prohibited", 401, "destination_ip_prohibited", h2.ConnectError, capture.NotAllowed, "destination is not allowed"},

@@ -50,7 +50,7 @@ func newH2Transport(ctx context.Context, nc net.Conn, hop *Hop, conf *tls.Config
 	tc := tls.Client(h2.NewGate(nc), conf)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		_ = nc.Close()
-		return nil, handshakeError(hop.Name, err, unverified())
+		return nil, throughProxy(nc, handshakeError(hop.Name, err, unverified()))
 	}
 	cs := tc.ConnectionState()
 	proof, err := g.identify(&cs, addrPort(nc.RemoteAddr()).Addr())

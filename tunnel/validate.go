@@ -43,7 +43,7 @@ func (p Problems) Error() string {
 // and reads no file, so a Config is right or wrong on every host alike. kinds are listener kinds served
 // besides those of this package.
 func (c *Config) Validate(kinds ...string) error {
-	v := &validator{cfg: c, kinds: append([]string{KindHBONE, KindSOCKS5, KindHTTPProxy, KindProxy, KindForward, KindTProxy, KindRedirect, KindDNS}, kinds...)}
+	v := &validator{cfg: c, kinds: append([]string{KindHBONE, KindSOCKS5, KindHTTPProxy, KindProxy, KindForward, KindTProxy, KindRedirect, KindDNS, KindXTun}, kinds...)}
 	v.join("policy", c.Policy.Validate())
 	if _, err := policy.Compile(policy.Config{Allow: c.TrustHeaders}); err != nil {
 		v.joinAs("trustHeaders", err)
@@ -194,6 +194,7 @@ func (v *validator) listenerKind(at string, l *ListenerConfig) {
 		v.note(at+".sniff", "only a listener of kind tproxy or redirect looks for names; remove sniff")
 	}
 	v.logins(at, l)
+	v.xTun(at, l)
 }
 
 // logins checks who may use a listener that apps are pointed at.
@@ -288,6 +289,7 @@ func (v *validator) hop(name string, h *HopConfig) {
 	if h.Transport != "" && h.Transport != TransportH2 {
 		v.note(at+".transport", "%q is no transport; it should be %s", h.Transport, TransportH2)
 	}
+	v.proxyHop(at, h)
 }
 
 func (v *validator) hopAddress(at, address string) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"culvert/pki"
+	"culvert/pki/bearer"
 	"culvert/policy"
 	"culvert/policy/extauthz"
 	"culvert/tunnel"
@@ -116,6 +117,9 @@ func (b *parts) env() tunnel.Env {
 		Ask:    b.asked.Ask,
 
 		VerifyToken: b.tokens.verify,
+		Bearer: bearer.Env{Sign: b.identity.sign, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			return b.tunnel.DialOwn(ctx, network, addr)
+		}},
 	}
 }
 

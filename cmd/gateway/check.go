@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"crypto"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -67,6 +70,7 @@ func checkFiles(cfg *Config, p *places, f *faults, log *slog.Logger) {
 		v.join("identity", err)
 	}
 	v.tokenFiles()
+	v.proxyFiles()
 	for i := range cfg.Authorizers {
 		v.join(fmt.Sprintf("policy.authorizers[%d]", i), cfg.Authorizers[i].CheckFiles())
 	}
@@ -88,6 +92,28 @@ func checkFiles(cfg *Config, p *places, f *faults, log *slog.Logger) {
 		}
 		for _, warning := range warnings {
 			log.Warn("login", "listener", l.Name, "reason", warning)
+		}
+	}
+}
+
+// proxyFiles reads the files that stand for tunnels through proxies of others: certificates, and what tokens are made of.
+func (v *validator) proxyFiles() {
+	for i := range v.cfg.Listeners {
+		if x := v.cfg.Listeners[i].XTun; x != nil && x.Cert != "" && x.Key != "" {
+			if _, err := tls.LoadX509KeyPair(x.Cert, x.Key); err != nil {
+				v.note(fmt.Sprintf("listeners[%d].xTun", i), "the certificate for proxies: %v", err)
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(v.cfg.Hops)) {
+		h := v.cfg.Hops[name]
+		for _, file := range append(h.Token.Files(), &h.TLS.Roots) {
+			if *file == "" {
+				continue
+			}
+			if _, err := readBounded(*file); err != nil {
+				v.note("hops."+name, "%s", unreadable(err, "; name a file that is there"))
+			}
 		}
 	}
 }

@@ -131,6 +131,16 @@ func (c *Config) resolvePaths(dir string) {
 	for i := range c.Listeners {
 		l := &c.Listeners[i]
 		paths = append(paths, &l.SOCKS5.UsersFile, &l.HTTP.UsersFile, &l.HTTP.TokensFile)
+		if x := l.XTun; x != nil {
+			paths = append(paths, &x.Cert, &x.Key)
+		}
+	}
+	for name, h := range c.Hops {
+		of := append(h.Token.Files(), &h.TLS.Roots)
+		for _, p := range of {
+			*p = under(dir, *p)
+		}
+		c.Hops[name] = h
 	}
 	for i := range c.Authorizers {
 		paths = append(paths, &c.Authorizers[i].TLS.Roots)
@@ -139,10 +149,16 @@ func (c *Config) resolvePaths(dir string) {
 		paths = append(paths, &c.Policy.Files[i])
 	}
 	for _, p := range paths {
-		if *p != "" && !filepath.IsAbs(*p) {
-			*p = filepath.Join(dir, *p)
-		}
+		*p = under(dir, *p)
 	}
+}
+
+// under is path, which is relative to dir, "" if it is that.
+func under(dir, path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(dir, path)
 }
 
 // stateDir is the folder of State with its default.

@@ -71,6 +71,11 @@ func (i *identity) identify(cs *tls.ConnectionState, at netip.Addr) (spiffe.ID, 
 // pinned is jwt.Env.PinnedKey.
 func (i *identity) pinned(name string) crypto.PublicKey { return i.current.Load().PinnedKey(name) }
 
+// sign is bearer.Env.Sign.
+func (i *identity) sign(audience string) (token string, until time.Time, err error) {
+	return i.current.Load().SignJWT(audience)
+}
+
 // doubt is tunnel.Env.Doubt.
 func (i *identity) doubt(certs []*x509.Certificate, server bool) error {
 	return i.current.Load().Doubt(certs, server)

@@ -80,6 +80,7 @@ func (c *collector) counters() {
 	add("flows_total", "Flows accepted.", func(s *tunnel.Stats) int64 { return s.Flows })
 	add("in_bytes_total", "Bytes carried towards destinations.", func(s *tunnel.Stats) int64 { return s.BytesIn })
 	add("out_bytes_total", "Bytes carried back from destinations.", func(s *tunnel.Stats) int64 { return s.BytesOut })
+	add("xtun_refused_total", "Requests with x-tun that were not let in.", func(s *tunnel.Stats) int64 { return s.OuterRefused })
 	add("tls_refused_total", "Peers that did not get through the TLS handshake.", func(s *tunnel.Stats) int64 { return s.TLSRefused })
 	add("offences_total", "Connections, to peers and to hops, ended for what the other end did on them.", func(s *tunnel.Stats) int64 { return s.Offences })
 	add("capture_failed_total", "Apps that did not get through the handshake of their way, such as SOCKS5.", func(s *tunnel.Stats) int64 { return s.CaptureFailed })

@@ -50,6 +50,7 @@ func validate(cfg *Config, p *places, f *faults) {
 	v.authorizers()
 	v.join("", cfg.Config.Validate())
 	v.resolvers()
+	v.xTun()
 	if p.file != "" {
 		v.leads()
 	}
@@ -193,6 +194,29 @@ func (v *validator) resolvers() {
 	}
 }
 
+// xTun notes listeners that let requests in by their tokens where no token is believed, and issuers that nobody knows.
+func (v *validator) xTun() {
+	of := v.cfg.issuers()
+	for i := range v.cfg.Listeners {
+		l := &v.cfg.Listeners[i]
+		if l.Kind != tunnel.KindXTun && l.XTun == nil {
+			continue
+		}
+		if of.IsZero() {
+			v.note(fmt.Sprintf("listeners[%d]", i), "listener %q takes requests by their tokens, and none is believed; name issuers in tokens", l.Name)
+			continue
+		}
+		if l.XTun == nil {
+			continue
+		}
+		for j, issuer := range l.XTun.Issuers {
+			if !strings.HasPrefix(issuer, "key:") && !slices.Contains(of.Names(), issuer) {
+				v.note(fmt.Sprintf("listeners[%d].xTun.issuers[%d]", i, j), "%q is no issuer in tokens; name it there", issuer)
+			}
+		}
+	}
+}
+
 // leads notes every listener from which no route leads anywhere.
 func (v *validator) leads() {
 	for i, l := range v.cfg.Listeners {
@@ -201,7 +225,7 @@ func (v *validator) leads() {
 			continue
 		}
 		example := "{listeners: [" + l.Name + "], via: [HOP]}"
-		if l.Kind == tunnel.KindHBONE {
+		if l.Kind == tunnel.KindHBONE || l.Kind == tunnel.KindXTun {
 			example = "{listeners: [" + l.Name + "], destinations: [local]}"
 		}
 		v.note(fmt.Sprintf("listeners[%d]", i), "no route leads anywhere from listener %q, so every flow would be refused; add one, such as %s", l.Name, example)
