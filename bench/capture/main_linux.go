@@ -1,15 +1,18 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 
+	"culvert/bench/goals"
 	"culvert/bench/proc"
 )
 
@@ -67,10 +70,10 @@ func measure(ctx context.Context, s *settings) (err error) {
 	}
 	defer func() { err = errors.Join(err, site.close()) }()
 	began := time.Now()
-	t := &table{}
+	t := &goals.Table{}
 	for _, one := range []struct {
 		name string
-		do   func(context.Context, *table) error
+		do   func(context.Context, *goals.Table) error
 	}{{"bulk", site.bulk}, {"held", site.held}, {"datagrams", site.datagrams}} {
 		if s.part != "" && s.part != one.name {
 			continue
@@ -80,11 +83,11 @@ func measure(ctx context.Context, s *settings) (err error) {
 		}
 	}
 	fmt.Printf("took %v\n", time.Since(began).Round(time.Second))
-	return t.write(s.out, s.rounds)
+	return write(t, s.out, s.rounds)
 }
 
 // bulk compares a captured connection with one to a forwarded port.
-func (s *site) bulk(ctx context.Context, t *table) error {
+func (s *site) bulk(ctx context.Context, t *goals.Table) error {
 	p, err := s.pair(s.gateway)
 	if err != nil {
 		return err
@@ -104,14 +107,14 @@ func (s *site) bulk(ctx context.Context, t *table) error {
 		}
 		fmt.Printf("round %d  forwarded port %.0f MB/s, TPROXY %.0f MB/s\n", round+1, forwarded[round], captured[round])
 	}
-	t.add("one stream down, MB/s: forwarded port", median(forwarded), "")
-	t.add("one stream down, MB/s: TPROXY", median(captured), "")
-	t.goal("TPROXY beside a forwarded port, median of the rounds' ratios", ratios(captured, forwarded), 0.9, true)
+	t.Add("one stream down, MB/s: forwarded port", goals.Median(forwarded))
+	t.Add("one stream down, MB/s: TPROXY", goals.Median(captured))
+	t.Goal(goals.Goal{What: "TPROXY beside a forwarded port, median of the rounds' ratios", Value: goals.Ratio(captured, forwarded), Bound: 0.9, Least: true})
 	return nil
 }
 
 // held opens many captured connections as fast as one client can, and looks at what they cost when idle.
-func (s *site) held(ctx context.Context, t *table) error {
+func (s *site) held(ctx context.Context, t *goals.Table) error {
 	p, err := s.pair(s.gateway)
 	if err != nil {
 		return err
@@ -145,15 +148,15 @@ func (s *site) held(ctx context.Context, t *table) error {
 	}
 	each := float64(after-before) / heldFlows / 1024
 	fmt.Printf("%d captured connections in %.1f s, %.0f errors, %.2f KB each in the entry\n", heldFlows, got.Seconds, got.Errors, each)
-	t.add("captured connections opened and held together", heldFlows, "")
-	t.add("of them a second, with a byte each way", heldFlows/got.Seconds, "")
-	t.goal("errors among them", got.Errors, 0, false)
-	t.goal("memory of an idle captured flow in the entry gateway, KB", each, 6, false)
+	t.Add("captured connections opened and held together", heldFlows)
+	t.Add("of them a second, with a byte each way", heldFlows/got.Seconds)
+	t.Goal(goals.Goal{What: "errors among them", Value: got.Errors, Bound: 0})
+	t.Goal(goals.Goal{What: "memory of an idle captured flow in the entry gateway, KB", Value: each, Bound: 6})
 	return p.ask(ctx, nil, "release")
 }
 
 // datagrams compares pairs with batches of system calls and without, from a sender that has many split by the system.
-func (s *site) datagrams(ctx context.Context, t *table) error {
+func (s *site) datagrams(ctx context.Context, t *goals.Table) error {
 	rates := map[string][]float64{}
 	for round := range s.rounds {
 		for _, program := range []string{s.plain, s.gateway} {
@@ -165,15 +168,15 @@ func (s *site) datagrams(ctx context.Context, t *table) error {
 		}
 		fmt.Printf("round %d  one by one %.0f datagrams/s, batches %.0f\n", round+1, rates[s.plain][round], rates[s.gateway][round])
 	}
-	t.add("datagrams of 1,200 bytes through a pair a second: one by one", median(rates[s.plain]), "")
-	t.add("datagrams of 1,200 bytes through a pair a second: batches", median(rates[s.gateway]), "")
-	t.goal("batches beside one by one, median of the rounds' ratios", ratios(rates[s.gateway], rates[s.plain]), 1.5, true)
-	_, lost, err := s.sendThrough(ctx, s.gateway, median(rates[s.gateway])/2)
+	t.Add("datagrams of 1,200 bytes through a pair a second: one by one", goals.Median(rates[s.plain]))
+	t.Add("datagrams of 1,200 bytes through a pair a second: batches", goals.Median(rates[s.gateway]))
+	t.Goal(goals.Goal{What: "batches beside one by one, median of the rounds' ratios", Value: goals.Ratio(rates[s.gateway], rates[s.plain]), Bound: 1.5, Least: true})
+	_, lost, err := s.sendThrough(ctx, s.gateway, goals.Median(rates[s.gateway])/2)
 	if err != nil {
 		return err
 	}
 	fmt.Printf("at half that rate %.0f of a million are lost\n", lost*1e6)
-	t.goal("lost of a million at half that rate", lost*1e6, 0, false)
+	t.Goal(goals.Goal{What: "lost of a million at half that rate", Value: lost * 1e6, Bound: 0})
 	return nil
 }
 
@@ -206,4 +209,11 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// write keeps the table.
+func write(t *goals.Table, file string, rounds int) error {
+	head := fmt.Sprintf("# What capturing costs\n\nMade by `make capture` on %s, %d rounds of each comparison; do not edit. %s, %d cores, %s.\n\n",
+		time.Now().Format(time.DateOnly), rounds, cmp.Or(proc.Processor(), runtime.GOARCH), runtime.NumCPU(), runtime.Version())
+	return os.WriteFile(file, []byte(head+t.Markdown()), 0o644)
 }

@@ -12,6 +12,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"culvert/bench/load"
+	"culvert/bench/proc"
 )
 
 // tools is where make puts Envoy, as seen from this folder.
@@ -95,7 +98,7 @@ func measureTiny(t *testing.T, gateway string, names ...string) {
 // wantNoneLeft checks that what was started has ended.
 func wantNoneLeft(t *testing.T) {
 	t.Helper()
-	if left := descendants(os.Getpid()); len(left) > 0 {
+	if left := proc.Left(); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
 }
@@ -157,12 +160,12 @@ func TestPairThatDoesNotCarry(t *testing.T) {
 	if _, err := s.begin(t.Context(), ends, false); err == nil || !strings.Contains(fmt.Sprint(err), "the reason") {
 		t.Errorf("begin of a pair that ends = %v, want its output", err)
 	}
-	liar, err := newTarget()
+	liar, err := load.NewTarget()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer liar.close()
-	if err := mirror(liar.addr(), 1000); err != nil {
+	defer liar.Close()
+	if err := load.Mirror(liar.Addr(), 1000); err != nil {
 		t.Errorf("mirror = %v, want none", err)
 	}
 	changes := changed(t)

@@ -5,6 +5,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"culvert/bench/load"
 )
 
 const (
@@ -75,7 +77,7 @@ func (d *delayRelay) serve(c *net.TCPConn) {
 	d.own(c)
 	accepted := time.Now()
 	time.Sleep(d.delay) // the SYN is on its way
-	out, err := dialFrom(d.to, 0)
+	out, err := load.Dial(d.to, 0)
 	if err != nil {
 		return
 	}

@@ -5,6 +5,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"culvert/bench/load"
 )
 
 func listen(t *testing.T) net.Listener {
@@ -20,25 +22,25 @@ func listen(t *testing.T) net.Listener {
 // a round trip for the connection, and one for the bytes.
 func TestDelayRelay(t *testing.T) {
 	const delay, rate, n = 20 * time.Millisecond, 10 * megabyte, 1 << 20
-	to, err := newTarget()
+	to, err := load.NewTarget()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer to.close()
-	d, err := newDelayRelay(to.addr(), delay, rate)
+	defer to.Close()
+	d, err := newDelayRelay(to.Addr(), delay, rate)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.close()
 	start := time.Now()
-	if err := openOnce(d.addr(), 0); err != nil {
+	if err := load.OpenOnce(d.addr(), 0); err != nil {
 		t.Fatal(err)
 	}
 	if took := time.Since(start); took < 4*delay {
 		t.Errorf("connection and a byte each way took %v, want at least %v", took, 4*delay)
 	}
 	start = time.Now()
-	if err := mirror(d.addr(), n); err != nil {
+	if err := load.Mirror(d.addr(), n); err != nil {
 		t.Error(err)
 	}
 	seconds := float64(n) / rate
@@ -49,21 +51,21 @@ func TestDelayRelay(t *testing.T) {
 
 // TestDelayRelayCloses has connections open when the relay is closed: they end.
 func TestDelayRelayCloses(t *testing.T) {
-	to, err := newTarget()
+	to, err := load.NewTarget()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer to.close()
-	d, err := newDelayRelay(to.addr(), time.Millisecond, farRate)
+	defer to.Close()
+	d, err := newDelayRelay(to.Addr(), time.Millisecond, farRate)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := dialFrom(d.addr(), 0)
+	c, err := load.Dial(d.addr(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if err := useOnce(c, time.Now().Add(openPatience)); err != nil {
+	if err := load.UseOnce(c, time.Now().Add(load.OpenPatience)); err != nil {
 		t.Fatal(err)
 	}
 	d.close()

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"culvert/bench/compare/peers"
+	"culvert/bench/proc"
 )
 
 func main() {
@@ -55,7 +56,7 @@ func compare(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := raiseOpenFiles(); err != nil {
+	if err := proc.RaiseOpenFiles(); err != nil {
 		return err
 	}
 	s, err := newSite(opts.gateway, opts.tools)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"culvert/bench/load"
 )
 
 const (
@@ -21,7 +23,7 @@ func takeFar(ctx context.Context, s *site, r *running, size *size) (values, erro
 	var times []time.Duration
 	for range farOpens {
 		start := time.Now()
-		if err := openOnce(r.entry, 0); err != nil {
+		if err := load.OpenOnce(r.entry, 0); err != nil {
 			return nil, err
 		}
 		times = append(times, time.Since(start))
@@ -30,14 +32,14 @@ func takeFar(ctx context.Context, s *site, r *running, size *size) (values, erro
 		}
 	}
 	slices.Sort(times)
-	b, err := startBulk(s.target, r.entry, 1, false)
+	b, err := load.Start(s.target, r.entry, load.Way{Streams: 1})
 	if err != nil {
 		return nil, err
 	}
-	bytes, took, _, err := b.count(ctx, r, size.farWarm, size.far)
-	b.stop()
+	c, err := b.Count(ctx, &r.Group, size.farWarm, size.far)
+	b.Stop()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", colFar, err)
 	}
-	return values{colFar: float64(bytes) / took.Seconds() / megabyte, colFarFirst: quantile(times, 0.5) / millisecond}, nil
+	return values{colFar: c.PerSecond() / megabyte, colFarFirst: quantile(times, 0.5) / millisecond}, nil
 }

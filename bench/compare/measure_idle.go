@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"culvert/bench/load"
 )
 
 const (
@@ -19,7 +21,7 @@ const (
 // takeIdle opens many streams, uses each for a byte each way, leaves them alone, and measures by how much the
 // resident memory of the proxies has grown, for each stream.
 func takeIdle(ctx context.Context, s *site, r *running, size *size) (values, error) {
-	if err := openOnce(r.entry, 1); err != nil {
+	if err := load.OpenOnce(r.entry, 1); err != nil {
 		return nil, err
 	}
 	before, err := s.settled(ctx, r)
@@ -37,17 +39,17 @@ func takeIdle(ctx context.Context, s *site, r *running, size *size) (values, err
 		return nil, fmt.Errorf("%d of %d streams opened in %v: %w", len(conns), size.idle, time.Since(begin).Round(time.Second), err)
 	}
 	opened := time.Since(begin)
-	if err := pause(ctx, size.settled); err != nil {
+	if err := load.Pause(ctx, size.settled); err != nil {
 		return nil, err
 	}
-	after, err := r.usage()
+	after, err := r.Usage()
 	if err != nil {
 		return nil, err
 	}
 	if err := stillOpen(conns); err != nil {
 		return nil, err
 	}
-	grown := float64(after.residentBytes - before.residentBytes)
+	grown := float64(after.ResidentBytes - before.ResidentBytes)
 	return values{colIdle: grown / float64(size.idle) / kilobyte, colIdleOpen: opened.Seconds()}, nil
 }
 
@@ -88,9 +90,9 @@ func hold(ctx context.Context, addr string, n int) ([]*net.TCPConn, error) {
 // holdOne opens one stream, and tries again if it was refused.
 func holdOne(ctx context.Context, addr string, source int, deadline time.Time) (*net.TCPConn, error) {
 	for try := 1; ; try++ {
-		c, err := dialFrom(addr, source)
+		c, err := load.Dial(addr, source)
 		if err == nil {
-			if err = useOnce(c, deadline); err == nil {
+			if err = load.UseOnce(c, deadline); err == nil {
 				return c, nil
 			}
 			_ = c.Close()
@@ -104,7 +106,7 @@ func holdOne(ctx context.Context, addr string, source int, deadline time.Time) (
 // stillOpen looks at a stream in every hundred: a byte must still go there and back.
 func stillOpen(conns []*net.TCPConn) error {
 	for i := 0; i < len(conns); i += 100 {
-		if err := sendOne(conns[i], time.Now().Add(openPatience)); err != nil {
+		if err := load.SendOne(conns[i], time.Now().Add(load.OpenPatience)); err != nil {
 			return fmt.Errorf("a stream that was idle is dead: %w", err)
 		}
 	}

@@ -3,29 +3,27 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"culvert/bench/load"
+	"culvert/bench/proc"
 )
 
 const (
 	// openWorkers open streams at the same time, each one after another.
 	openWorkers = 16
-	// openPatience bounds one of them.
-	openPatience = 20 * time.Second
 	// openSettled is what proxies have to clear up before their processor time is read again.
 	openSettled = 300 * time.Millisecond
 )
 
 // takeOpens measures how many streams a second can be opened, used for a byte each way, and closed.
 func takeOpens(ctx context.Context, s *site, r *running, size *size) (values, error) {
-	if err := openOnce(r.entry, 1); err != nil {
+	if err := load.OpenOnce(r.entry, 1); err != nil {
 		return nil, err
 	}
-	before, err := r.usage()
+	before, err := r.Usage()
 	if err != nil {
 		return nil, err
 	}
@@ -35,9 +33,9 @@ func takeOpens(ctx context.Context, s *site, r *running, size *size) (values, er
 	for i := range openWorkers {
 		workers.Go(func() { // ends with the time; Wait below
 			for time.Since(start) < size.opens && ctx.Err() == nil {
-				if err := openOnce(r.entry, 1+i); err != nil {
+				if err := load.OpenOnce(r.entry, 1+i); err != nil {
 					failed.Add(1)
-					_ = pause(ctx, startPoll) // a refusal is quick; it shall not become a flood
+					_ = load.Pause(ctx, proc.Poll) // a refusal is quick; it shall not become a flood
 				} else {
 					opened.Add(1)
 				}
@@ -56,59 +54,18 @@ func takeOpens(ctx context.Context, s *site, r *running, size *size) (values, er
 	}
 	return values{
 		colOpens:      n / took.Seconds(),
-		colOpenCPU:    float64(after.cpu-before.cpu) / n / microsecond,
+		colOpenCPU:    float64(after.CPU-before.CPU) / n / microsecond,
 		colOpenErrors: float64(failed.Load()),
 	}, nil
 }
 
 // settled waits until the proxies have cleared up after streams that have ended, and returns what they use.
-func (s *site) settled(ctx context.Context, r *running) (usage, error) {
-	if err := s.target.quiet(ctx); err != nil {
-		return usage{}, err
+func (s *site) settled(ctx context.Context, r *running) (proc.Usage, error) {
+	if err := s.target.Quiet(ctx); err != nil {
+		return proc.Usage{}, err
 	}
-	if err := pause(ctx, openSettled); err != nil {
-		return usage{}, err
+	if err := load.Pause(ctx, openSettled); err != nil {
+		return proc.Usage{}, err
 	}
-	return r.usage()
-}
-
-// openOnce opens a stream from a source address, and closes it after a byte each way.
-func openOnce(addr string, source int) error {
-	c, err := dialFrom(addr, source)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	return useOnce(c, time.Now().Add(openPatience))
-}
-
-// useOnce asks for an echo on a new stream, and sends a byte there and back.
-func useOnce(c net.Conn, deadline time.Time) error {
-	if err := c.SetDeadline(deadline); err != nil {
-		return err
-	}
-	return exchange(c, askEcho, 'x')
-}
-
-// sendOne sends another byte there and back.
-func sendOne(c net.Conn, deadline time.Time) error {
-	if err := c.SetDeadline(deadline); err != nil {
-		return err
-	}
-	return exchange(c, 'y')
-}
-
-// exchange sends bytes and waits for the last of them to come back.
-func exchange(c net.Conn, send ...byte) error {
-	if _, err := c.Write(send); err != nil {
-		return err
-	}
-	var got [1]byte
-	if _, err := io.ReadFull(c, got[:]); err != nil {
-		return err
-	}
-	if want := send[len(send)-1]; got[0] != want {
-		return fmt.Errorf("%q came back, not %q", got[0], want)
-	}
-	return nil
+	return r.Usage()
 }

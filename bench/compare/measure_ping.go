@@ -6,6 +6,8 @@ import (
 	"net"
 	"slices"
 	"time"
+
+	"culvert/bench/load"
 )
 
 // pingPatience bounds one message there and back.
@@ -22,19 +24,19 @@ func takeRoundTrip(ctx context.Context, _ *site, r *running, size *size) (values
 
 // takeBeside measures the same beside one stream that carries as much as it can to the client.
 func takeBeside(ctx context.Context, s *site, r *running, size *size) (values, error) {
-	b, err := startBulk(s.target, r.entry, 1, false)
+	b, err := load.Start(s.target, r.entry, load.Way{Streams: 1})
 	if err != nil {
 		return nil, err
 	}
-	defer b.stop()
-	if err := b.arrives(ctx, 0); err != nil {
+	defer b.Stop()
+	if err := b.Arrives(ctx, 0); err != nil {
 		return nil, err
 	}
 	times, err := ping(ctx, r.entry, size.warm, size.beside)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.fault(); err != nil {
+	if err := b.Fault(); err != nil {
 		return nil, err
 	}
 	return values{colBeside99: quantile(times, 0.99) / millisecond, colBesideCount: float64(len(times))}, nil
@@ -42,16 +44,16 @@ func takeBeside(ctx context.Context, s *site, r *running, size *size) (values, e
 
 // ping sends messages one after another on one stream, and returns the times of those after warm, in order of length.
 func ping(ctx context.Context, addr string, warm, d time.Duration) ([]time.Duration, error) {
-	c, err := dialFrom(addr, 0)
+	c, err := load.Dial(addr, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	if _, err := c.Write([]byte{askEcho}); err != nil {
+	if _, err := c.Write([]byte{load.AskEcho}); err != nil {
 		return nil, err
 	}
 	var times []time.Duration
-	message := make([]byte, messageBytes)
+	message := make([]byte, load.MessageBytes)
 	for begin := time.Now(); ; {
 		start := time.Now()
 		if start.Sub(begin) > warm+d && len(times) > 0 || ctx.Err() != nil {

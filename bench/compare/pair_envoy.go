@@ -32,7 +32,7 @@ func startEnvoy(s *site, r *running, between func(string) (string, error)) error
 		}
 		return r.add(s, "Envoy "+role, program, "-c", file, "--disable-hot-restart", "-l", "error")
 	}
-	if err := add("exit", envoyExit, exit, s.target.addr()); err != nil {
+	if err := add("exit", envoyExit, exit, s.target.Addr()); err != nil {
 		return err
 	}
 	via, err := between(exit)
@@ -47,7 +47,7 @@ func startEnvoy(s *site, r *running, between func(string) (string, error)) error
 func envoyAddr(addr string) string {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		panic("BUG: " + err.Error()) // it comes from freeAddr or a listener
+		panic("BUG: " + err.Error()) // it comes from proc.FreeAddr or a listener
 	}
 	return "{socket_address: {address: " + host + ", port_value: " + port + "}}"
 }

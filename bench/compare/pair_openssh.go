@@ -6,8 +6,9 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"os/user"
 	"strings"
+
+	"os/user"
 )
 
 // sshRunDir is where sshd, started by root, locks its unprivileged part up; Debian makes it when it starts the service.
@@ -58,7 +59,7 @@ func startOpenSSH(s *site, r *running, between func(string) (string, error)) err
 	return r.add(s, "OpenSSH entry", "ssh", "-N", "-F", "none", "-i", s.path("ssh-entry"), "-p", port,
 		"-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "ExitOnForwardFailure=yes",
 		"-o", "UserKnownHostsFile="+s.path("ssh-hosts"), "-o", "GlobalKnownHostsFile=none", "-o", "HostKeyAlias=exit",
-		"-o", "Ciphers="+sshCipher, "-L", entry+":"+s.target.addr(), me.Username+"@"+host)
+		"-o", "Ciphers="+sshCipher, "-L", entry+":"+s.target.Addr(), me.Username+"@"+host)
 }
 
 const sshCipher = "aes128-gcm@openssh.com"
@@ -95,6 +96,6 @@ func (s *site) sshFiles(addr string) error {
 		"HostKey " + s.path("ssh-exit"), "AuthorizedKeysFile " + s.path("ssh-entry.pub"),
 		"PermitRootLogin prohibit-password", "PasswordAuthentication no", "KbdInteractiveAuthentication no",
 		"StrictModes no", "UsePAM no", "LogLevel ERROR", "Ciphers " + sshCipher,
-		"AllowTcpForwarding local", "PermitOpen " + s.target.addr(), "",
+		"AllowTcpForwarding local", "PermitOpen " + s.target.Addr(), "",
 	}, "\n")), 0o600)
 }

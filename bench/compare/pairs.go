@@ -5,6 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+
+	"culvert/bench/proc"
 )
 
 // The rows of the table. Ratios are to tlsRelayName.
@@ -57,7 +59,7 @@ func startCulvert(s *site, r *running, between func(string) (string, error)) err
 		return err
 	}
 	r.entry = entry
-	return r.add(s, "Culvert entry", gateway, s.culvertArgs("entry", "--forward", entry+"="+s.target.addr(), "--via", via)...)
+	return r.add(s, "Culvert entry", gateway, s.culvertArgs("entry", "--forward", entry+"="+s.target.Addr(), "--via", via)...)
 }
 
 func (s *site) culvertArgs(role string, more ...string) []string {
@@ -74,7 +76,7 @@ func startGo(kind string) func(*site, *running, func(string) (string, error)) er
 		if err != nil {
 			return err
 		}
-		if err := r.add(s, kind+" exit", s.self, "pair", kind, "exit", exit, s.target.addr(), s.dir); err != nil {
+		if err := r.add(s, kind+" exit", s.self, "pair", kind, "exit", exit, s.target.Addr(), s.dir); err != nil {
 			return err
 		}
 		via, err := between(exit)
@@ -88,17 +90,17 @@ func startGo(kind string) func(*site, *running, func(string) (string, error)) er
 
 // startDirect has no proxies: clients connect to the target, through what is between if there is anything.
 func startDirect(s *site, r *running, between func(string) (string, error)) (err error) {
-	r.entry, err = between(s.target.addr())
+	r.entry, err = between(s.target.Addr())
 	return err
 }
 
 // twoAddrs finds addresses for an exit and an entry.
 func twoAddrs() (exit, entry string, err error) {
-	if exit, err = freeAddr(); err != nil {
+	if exit, err = proc.FreeAddr(); err != nil {
 		return "", "", err
 	}
 	for entry = exit; entry == exit; {
-		if entry, err = freeAddr(); err != nil {
+		if entry, err = proc.FreeAddr(); err != nil {
 			return "", "", err
 		}
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"image/color"
 	"os"
 
 	"gonum.org/v1/plot"
@@ -9,6 +8,7 @@ import (
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
 	"gonum.org/v1/plot/vg/vgsvg"
+	"image/color"
 )
 
 // panels are the charts of the plot, a row of four after another.

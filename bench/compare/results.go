@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"culvert/bench/proc"
 )
 
 // results is what results.json holds.
@@ -15,7 +17,7 @@ type results struct {
 	Date    string            `json:"date"`
 	Command string            `json:"command"`
 	Quick   bool              `json:"quick,omitempty"` // only shows that everything works
-	Machine machine           `json:"machine"`
+	Machine proc.Machine      `json:"machine"`
 	Rounds  []result          `json:"rounds"`
 	Absent  map[string]string `json:"absent,omitempty"` // pair → why it was not measured
 }

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"culvert/bench/proc"
 )
 
 // example is three rounds of three pairs with figures that are easy to check.
@@ -40,8 +42,8 @@ func TestMedian(t *testing.T) {
 func TestBusyMachine(t *testing.T) {
 	for load, busy := range map[string]bool{"0.20 9 9": false, "1.90 0 0": true, "": false} {
 		r := example()
-		r.Machine = machine{Cores: 2, Load: load}
-		if got := strings.Contains(r.markdown(), busyWarning); got != busy {
+		r.Machine = proc.Machine{Cores: 2, Load: load}
+		if got := strings.Contains(r.markdown(), proc.BusyWarning); got != busy {
 			t.Errorf("load %q on two cores: warning %v, want %v", load, got, busy)
 		}
 	}

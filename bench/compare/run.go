@@ -6,6 +6,8 @@ import (
 	"io"
 	"maps"
 	"time"
+
+	"culvert/bench/load"
 )
 
 // run is one call of the command.
@@ -86,10 +88,10 @@ func (t *taker) take(ctx context.Context, m *measure) (values, error) {
 			return nil, err
 		}
 	}
-	if err := t.site.target.quiet(ctx); err != nil {
+	if err := t.site.target.Quiet(ctx); err != nil {
 		return nil, err
 	}
-	if err := pause(ctx, t.size.rest); err != nil {
+	if err := load.Pause(ctx, t.size.rest); err != nil {
 		return nil, err
 	}
 	v, err := m.take(ctx, t.site, t.up, t.size)

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -14,6 +11,8 @@ import (
 
 	"culvert/bench/compare/peers"
 	"culvert/bench/identity"
+	"culvert/bench/load"
+	"culvert/bench/proc"
 )
 
 // site is what all pairs of a run share: the target, certificates made for the run, and the programs.
@@ -22,7 +21,7 @@ type site struct {
 	self    string // this program
 	gateway string // Culvert
 	tools   string // folder with envoy, looked at before PATH
-	target  *target
+	target  *load.Target
 	mirror  int // bytes that a pair brings back unchanged before it is measured
 }
 
@@ -35,18 +34,18 @@ func newSite(gateway, tools string) (*site, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &site{dir: dir, self: self, gateway: gateway, tools: tools, mirror: mirrorBytes}
+	s := &site{dir: dir, self: self, gateway: gateway, tools: tools, mirror: load.MirrorBytes}
 	if err := s.identities(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	if s.target, err = newTarget(); err != nil {
+	if s.target, err = load.NewTarget(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	return s, nil
 }
 
 func (s *site) close() {
-	s.target.close()
+	s.target.Close()
 	_ = os.RemoveAll(s.dir) // what is left is in the system's folder for such things
 }
 
@@ -76,42 +75,23 @@ type pair struct {
 
 // running is a pair that was started.
 type running struct {
-	entry     string // where clients connect to
-	processes []*process
-	closers   []func()
+	entry string // where clients connect to
+	proc.Group
+	closers []func()
 }
 
 // add starts one more process of the pair.
 func (r *running) add(s *site, name, program string, args ...string) error {
-	p, err := startProcess(s.dir, name, program, args...)
-	if err != nil {
-		return err
-	}
-	r.processes = append(r.processes, p)
-	return nil
+	return r.Add(s.dir, name, program, args...)
 }
 
 // stop ends the pair, the entry first.
 func (r *running) stop() {
-	for i := len(r.processes) - 1; i >= 0; i-- {
-		r.processes[i].stop()
-	}
+	r.Stop()
 	for _, c := range r.closers {
 		c()
 	}
 }
-
-func (r *running) alive() error {
-	for _, p := range r.processes {
-		if err := p.alive(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// usage is that of all processes of the pair.
-func (r *running) usage() (usage, error) { return usageOf(r.processes) }
 
 // begin starts a pair, waits until it carries bytes, and checks that they arrive as they were sent.
 func (s *site) begin(ctx context.Context, p *pair, far bool) (*running, error) {
@@ -125,12 +105,12 @@ func (s *site) begin(ctx context.Context, p *pair, far bool) (*running, error) {
 		err = s.await(ctx, r)
 	}
 	if err == nil {
-		err = mirror(r.entry, s.mirror)
+		err = load.Mirror(r.entry, s.mirror)
 	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w", p.name, err)
-		for _, p := range r.processes {
-			err = fmt.Errorf("%w\n%s: %s", err, p.name, p.tail())
+		for _, p := range r.Processes {
+			err = fmt.Errorf("%w\n%s: %s", err, p.Name, p.Tail())
 		}
 		r.stop()
 		return nil, err
@@ -143,22 +123,22 @@ func adjacent(exit string) (string, error) { return exit, nil }
 
 // await tries until a byte comes back from the target.
 func (s *site) await(ctx context.Context, r *running) error {
-	deadline := time.Now().Add(startPatience)
+	deadline := time.Now().Add(proc.StartPatience)
 	for {
-		err := mirror(r.entry, 1)
+		err := load.Mirror(r.entry, 1)
 		if err == nil {
 			return nil
 		}
-		if gone := r.alive(); gone != nil {
+		if gone := r.Alive(); gone != nil {
 			return gone
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("not ready after %v: %w", startPatience, err)
+			return fmt.Errorf("not ready after %v: %w", proc.StartPatience, err)
 		}
-		time.Sleep(startPoll)
+		time.Sleep(proc.Poll)
 	}
 }
 
@@ -174,12 +154,12 @@ func (r *running) farAway(exit string) (string, error) {
 
 // accepts waits until somebody listens at addr.
 func accepts(r *running, addr string) error {
-	for deadline := time.Now().Add(startPatience); ; time.Sleep(startPoll) {
+	for deadline := time.Now().Add(proc.StartPatience); ; time.Sleep(proc.Poll) {
 		c, err := net.Dial("tcp", addr)
 		if err == nil {
 			return c.Close()
 		}
-		if err := r.alive(); err != nil {
+		if err := r.Alive(); err != nil {
 			return err
 		}
 		if time.Now().After(deadline) {
@@ -187,55 +167,3 @@ func accepts(r *running, addr string) error {
 		}
 	}
 }
-
-// mirrorBytes is enough to go through every window and buffer once.
-const mirrorBytes = 9<<20 + 17
-
-// mirrorPatience bounds one mirror.
-const mirrorPatience = 20 * time.Second
-
-// mirror sends n random bytes through addr, ends its half, and wants the same bytes and the end back.
-func mirror(addr string, n int) error {
-	c, err := dialFrom(addr, 0)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(mirrorPatience)); err != nil {
-		return err
-	}
-	body := make([]byte, n)
-	_, _ = rand.Read(body) // never fails
-	sent := make(chan error, 1)
-	// Ends when all is sent or the deadline passes; received from below.
-	go func() {
-		_, err := c.Write(append([]byte{askMirror}, body...))
-		sent <- errors.Join(err, c.CloseWrite())
-	}()
-	got, err := io.ReadAll(c)
-	if err := errors.Join(<-sent, err); err != nil {
-		return err
-	}
-	if !bytes.Equal(got, body) {
-		return fmt.Errorf("%d bytes came back that are not the %d that were sent", len(got), n)
-	}
-	return nil
-}
-
-// dialFrom connects to addr from one of many loopback addresses, so that ports do not run out; 0 is the system's
-// choice.
-func dialFrom(addr string, source int) (*net.TCPConn, error) {
-	d := net.Dialer{Timeout: dialPatience}
-	if source > 0 && manySources {
-		d.LocalAddr = &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(source))}
-		d.Control = lateBind
-	}
-	c, err := d.Dial("tcp", addr)
-	if err != nil {
-		return nil, err
-	}
-	return c.(*net.TCPConn), nil // net sets TCP_NODELAY
-}
-
-// dialPatience bounds the connect to an entry.
-const dialPatience = 10 * time.Second

@@ -6,6 +6,8 @@ import (
 	"math"
 	"slices"
 	"strings"
+
+	"culvert/bench/proc"
 )
 
 // tableColumns are the columns of the table, after the pair's name.
@@ -37,8 +39,8 @@ All rounds are in [results.json](results.json).
 	if r.Quick {
 		b.WriteString("**A quick run: it shows that everything works, and its figures mean nothing.**\n\n")
 	}
-	if r.Machine.busy() {
-		b.WriteString(busyWarning)
+	if r.Machine.Busy() {
+		b.WriteString(proc.BusyWarning)
 	}
 	r.writeTable(&b)
 	if len(r.notes()) > 0 {
@@ -57,9 +59,6 @@ All rounds are in [results.json](results.json).
 	b.WriteString(explanation)
 	return b.String()
 }
-
-// busyWarning stands above a table whose figures are not to be trusted.
-const busyWarning = "**Other work ran on this machine meanwhile (see the load below): do not rely on these figures.**\n\n"
 
 func (r *results) writeTable(b *strings.Builder) {
 	b.WriteString("| pair |")
@@ -108,9 +107,9 @@ func (r *results) writeMachine(b *strings.Builder) {
 	}
 	fmt.Fprintf(b, `## Machine
 
-%d cores of %s, %d MiB of memory, %s, kernel %s, %d open files; load before: %s. %s.
+%s
 
-`, m.Cores, m.CPU, m.MemoryMiB, m.System, m.Kernel, m.OpenFiles, m.Load, m.Go)
+`, &m)
 	for _, pair := range slices.Sorted(maps.Keys(m.Programs)) {
 		if m.Programs[pair] != "" {
 			fmt.Fprintf(b, "- %s: %s\n", pair, m.Programs[pair])

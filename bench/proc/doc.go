@@ -1,3 +1,3 @@
-// Package proc reads in /proc what machine this is and what processes hold. Where there is no /proc, texts are empty
-// and numbers an error.
+// Package proc starts the processes that are measured, and reads in /proc what machine this is and what processes use
+// and hold. Where there is no /proc, texts are empty and numbers an error.
 package proc

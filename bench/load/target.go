@@ -1,4 +1,4 @@
-package main
+package load
 
 import (
 	"context"
@@ -7,25 +7,27 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"culvert/bench/proc"
 )
 
 // What a client asks the target for with the first byte it sends.
 const (
-	askSource = 's' // send without end
-	askSink   = 'k' // read and drop everything
-	askEcho   = 'e' // send small messages back, each as it comes
-	askMirror = 'm' // send everything back, and end when the client has ended
+	AskSource = 's' // send without end
+	AskSink   = 'k' // read and drop everything
+	AskEcho   = 'e' // send small messages back, each as it comes
+	AskMirror = 'm' // send everything back, and end when the client has ended
 )
 
 const (
 	// bulkBytes is what source, sink and clients move at once: large, so that what is measured is the proxies.
 	bulkBytes = 256 << 10
-	// messageBytes is a message of the round-trip measures, a keystroke or a small request.
-	messageBytes = 64
+	// MessageBytes is a message of the round-trip measures, a keystroke or a small request.
+	MessageBytes = 64
 )
 
-// target is the server behind every pair. It runs in the process that measures.
-type target struct {
+// Target is the server behind every pair. It runs in the process that measures.
+type Target struct {
 	ln       net.Listener
 	received atomic.Int64 // bytes that sinks have read
 	active   atomic.Int64 // connections that are served
@@ -33,51 +35,53 @@ type target struct {
 	source   []byte
 }
 
-func newTarget() (*target, error) {
+// NewTarget starts one.
+func NewTarget() (*Target, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	t := &target{ln: ln, source: make([]byte, bulkBytes)}
+	t := &Target{ln: ln, source: make([]byte, bulkBytes)}
 	for i := range t.source {
 		t.source[i] = byte(i * 7)
 	}
-	t.served.Go(func() { // until the listener is closed; close waits
+	t.served.Go(func() { // until the listener is closed; Close waits
 		for {
 			c, err := ln.Accept()
 			if err != nil {
 				return
 			}
-			t.served.Go(func() { t.serve(c) }) // until the client or its proxy ends; close waits
+			t.served.Go(func() { t.serve(c) }) // until the client or its proxy ends; Close waits
 		}
 	})
 	return t, nil
 }
 
-// close ends the target when everybody has left it.
-func (t *target) close() {
+// Close ends the target when everybody has left it.
+func (t *Target) Close() {
 	_ = t.ln.Close()
 	t.served.Wait()
 }
 
-// quiet waits until nobody is connected: what a pair still had to bring of the streams before is there then. It gives
+// Quiet waits until nobody is connected: what a pair still had to bring of the streams before is there then. It gives
 // up after quietPatience, for a pair that leaves connections open.
-func (t *target) quiet(ctx context.Context) error {
+func (t *Target) Quiet(ctx context.Context) error {
 	for deadline := time.Now().Add(quietPatience); t.active.Load() > 0 && time.Now().Before(deadline); {
-		if err := pause(ctx, startPoll); err != nil {
+		if err := Pause(ctx, proc.Poll); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// quietPatience bounds quiet.
+// quietPatience bounds Quiet.
 const quietPatience = 10 * time.Second
 
-func (t *target) addr() string { return t.ln.Addr().String() }
+// Addr is where it listens.
+func (t *Target) Addr() string { return t.ln.Addr().String() }
 
 // serve does what the client asks for. Faults are the client's to notice.
-func (t *target) serve(c net.Conn) {
+func (t *Target) serve(c net.Conn) {
 	t.active.Add(1)
 	defer t.active.Add(-1)
 	defer c.Close()
@@ -86,13 +90,13 @@ func (t *target) serve(c net.Conn) {
 		return
 	}
 	switch ask[0] {
-	case askSource:
+	case AskSource:
 		for {
 			if _, err := c.Write(t.source); err != nil {
 				return
 			}
 		}
-	case askSink:
+	case AskSink:
 		buf := make([]byte, bulkBytes)
 		for {
 			n, err := c.Read(buf)
@@ -101,9 +105,9 @@ func (t *target) serve(c net.Conn) {
 				return
 			}
 		}
-	case askEcho:
-		echo(c, make([]byte, messageBytes))
-	case askMirror:
+	case AskEcho:
+		echo(c, make([]byte, MessageBytes))
+	case AskMirror:
 		echo(c, make([]byte, bulkBytes))
 	}
 }

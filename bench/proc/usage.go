@@ -1,4 +1,4 @@
-package main
+package proc
 
 import (
 	"bytes"
@@ -9,8 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"culvert/bench/proc"
 )
 
 // clockTick is the unit of times in /proc: USER_HZ, which is 100 on every Linux that Go runs on.
@@ -78,7 +76,7 @@ func (st procStat) end() {
 		now, err := readStat(st.pid)
 		return err != nil || now.start != st.start
 	}
-	for deadline := time.Now().Add(endPatience); !gone(); time.Sleep(startPoll) {
+	for deadline := time.Now().Add(endPatience); !gone(); time.Sleep(Poll) {
 		if time.Now().After(deadline) {
 			_ = syscall.Kill(st.pid, syscall.SIGKILL)
 			deadline = deadline.Add(endPatience)
@@ -86,28 +84,34 @@ func (st procStat) end() {
 	}
 }
 
-// usage is what the processes of a pair have used and hold.
-type usage struct {
-	cpu           time.Duration
-	residentBytes int64
+// Usage is what processes have used and hold.
+type Usage struct {
+	CPU           time.Duration // user and system time
+	ResidentBytes int64
 }
 
-// usageOf adds up processes and all below them.
-func usageOf(list []*process) (usage, error) {
-	var u usage
-	for _, p := range list {
-		st, err := readStat(p.cmd.Process.Pid)
-		if err != nil {
-			return u, fmt.Errorf("the %s: %w: %s", p.name, err, p.tail())
+// Usage is that of a process and all below it.
+func (p *Process) Usage() (Usage, error) {
+	var u Usage
+	own, err := readStat(p.PID())
+	if err != nil {
+		return u, fmt.Errorf("the %s: %w: %s", p.Name, err, p.Tail())
+	}
+	for _, st := range append(descendants(own.pid), own) {
+		u.CPU += st.cpu
+		resident, err := ResidentBytes(st.pid)
+		if err != nil && st.pid == own.pid {
+			return u, err
 		}
-		for _, st := range append(descendants(st.pid), st) {
-			u.cpu += st.cpu
-			resident, err := proc.ResidentBytes(st.pid)
-			if err != nil && st.pid == p.cmd.Process.Pid {
-				return u, err
-			}
-			u.residentBytes += resident
-		}
+		u.ResidentBytes += resident
 	}
 	return u, nil
+}
+
+// Left lists the processes that this one, or one below it, has started and that run.
+func Left() (pids []int) {
+	for _, st := range descendants(os.Getpid()) {
+		pids = append(pids, st.pid)
+	}
+	return pids
 }

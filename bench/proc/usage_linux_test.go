@@ -1,4 +1,4 @@
-package main
+package proc
 
 import (
 	"os"
@@ -13,28 +13,28 @@ func TestUsageCountsChildren(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds; make test has it")
 	}
-	p, err := startProcess(t.TempDir(), "parent", "sh", "-c", "while :; do :; done & wait")
+	p, err := Start(t.TempDir(), "parent", "sh", "-c", "while :; do :; done & wait")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.stop()
-	for begin := time.Now(); ; time.Sleep(startPoll) {
-		u, err := usageOf([]*process{p})
+	defer p.Stop()
+	for begin := time.Now(); ; time.Sleep(Poll) {
+		u, err := p.Usage()
 		if err != nil {
 			t.Fatal(err)
 		}
-		own, err := readStat(p.cmd.Process.Pid)
+		own, err := readStat(p.PID())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if u.cpu >= own.cpu+50*time.Millisecond {
-			if u.residentBytes < 100<<10 {
-				t.Errorf("two shells hold %d bytes, want more", u.residentBytes)
+		if u.CPU >= own.cpu+50*time.Millisecond {
+			if u.ResidentBytes < 100<<10 {
+				t.Errorf("two shells hold %d bytes, want more", u.ResidentBytes)
 			}
 			return
 		}
-		if time.Since(begin) > startPatience {
-			t.Fatalf("usage = %v, %v of it the parent's, want more of the child", u.cpu, own.cpu)
+		if time.Since(begin) > StartPatience {
+			t.Fatalf("usage = %v, %v of it the parent's, want more of the child", u.CPU, own.cpu)
 		}
 	}
 }
