@@ -226,9 +226,30 @@ type RouteConfig struct {
 	// else the peer's. It takes CAP_NET_ADMIN, and rules that lead the answers back here, which
 	// `gateway capture install` makes. Only for TCP, and without Via.
 	Source string `yaml:"source"`
+	// TLS has this gateway speak TLS with the destination, for apps that speak plain. Default: bytes are carried as they are.
+	TLS *TLSConfig `yaml:"tls"`
 	// Via is the chain of hops, nearest first: names from Hops, or `host:port`. Empty: this
 	// gateway connects to the destination itself.
 	Via []string `yaml:"via"`
+}
+
+// TLSConfig is how this gateway speaks TLS as a client. The end of a direction is its close_notify: a server that ends the
+// connection without one has broken it.
+type TLSConfig struct {
+	// ServerName is asked for (SNI), and the certificate must be for it. Default: the name, or the address, of the flow.
+	ServerName string `yaml:"serverName"`
+	// Roots is a file with the CAs, as PEM, that may have signed the certificate. Default: those of the system. It is read again
+	// when it changes, as Cert and Key are.
+	Roots string `yaml:"roots"`
+	// Cert is a file with the certificate that this gateway shows, as PEM, the own one first. Default: none.
+	Cert string `yaml:"cert"`
+	// Key is the file with its private key.
+	Key string `yaml:"key"`
+	// ALPN are the protocols that the app may be spoken with, such as `h2` or `http/1.1`. One of them must be agreed on; of a
+	// server that knows of none, http/1.1 is taken for granted. Default: none is offered.
+	ALPN []string `yaml:"alpn"`
+	// MinVersion is `1.2` or `1.3`. Default 1.2.
+	MinVersion string `yaml:"minVersion"`
 }
 
 // Values of Config.Expiry.

@@ -41,6 +41,10 @@ type Env struct {
 	// It is called for each connection. Required with hops.
 	ClientTLS func(hop *Hop) *tls.Config
 
+	// OriginTLS returns the roots and the certificate that c names, as they are now; the gateway adds the rest. It is called
+	// for each flow of a route with TLS, and must not block for long. Required with such a route.
+	OriginTLS func(c *TLSConfig) (*tls.Config, error)
+
 	// Identify returns who the peer of a finished TLS handshake is, which came from an address, or was connected to there.
 	// Default: who the SPIFFE ID in its certificate names.
 	Identify func(cs *tls.ConnectionState, at netip.Addr) (spiffe.ID, error)
@@ -227,6 +231,9 @@ func (g *Gateway) compile(cfg *Config) (*plan, error) {
 		}
 	}
 	for i := range cfg.Routes {
+		if cfg.Routes[i].TLS != nil && g.env.OriginTLS == nil {
+			return nil, errors.New("tunnel: a route with tls and nothing that reads its files (Env.OriginTLS)")
+		}
 		if len(cfg.Routes[i].Via) > 0 && g.env.ClientTLS == nil {
 			return nil, errors.New("tunnel: a hop and no TLS configuration for it (Env.ClientTLS)")
 		}

@@ -14,12 +14,17 @@ func (g *Gateway) open(f *Flow, gone func() <-chan struct{}, early *Early) (Conn
 	var end Conn
 	var err error
 	switch {
+	case f.via.tls != nil && f.UDP:
+		err = &Error{Cause: CauseConfiguration, Reason: "a route with tls carries no datagrams; they need a route of their own before it"}
 	case f.via.chain != nil && f.Target.Socket != "":
 		err = &Error{Cause: CauseConfiguration, Reason: "a unix socket is on this host; its listener needs a route without via"}
 	case f.via.chain != nil:
 		end, err = g.openConnect(ctx, f, early)
 	default:
 		end, err = g.openDirect(ctx, f)
+	}
+	if err == nil && f.via.tls != nil {
+		end, err = g.addTLS(ctx, f, end)
 	}
 	if err == nil {
 		return end, nil

@@ -168,7 +168,7 @@ func (p *plan) addRoutes(c *Config) error {
 }
 
 func (p *plan) newRoute(name string, c *Config, rc *RouteConfig, hops map[string]*Hop) (*route, error) {
-	r := &route{name: name, matchers: compileMatchers(rc), ports: rc.Ports, fromAny: rc.From == fromAny, keep: rc.Source == keepSource}
+	r := &route{name: name, matchers: compileMatchers(rc), ports: rc.Ports, fromAny: rc.From == fromAny, keep: rc.Source == keepSource, tls: rc.TLS}
 	if len(rc.Via) == 0 {
 		entries := guardEntries(rc)
 		if len(entries) == 0 {

@@ -19,6 +19,7 @@ type route struct {
 	ports    []uint16  // none: every port
 	fromAny  bool
 	keep     bool           // the destination sees where the flow came from
+	tls      *TLSConfig     // spoken with the destination; nil: nothing is
 	chain    *chain         // nil: this gateway connects to the destination itself
 	guard    *policy.Egress // opens what a direct route names; nil where it names nothing
 }

@@ -114,6 +114,15 @@ func TestValidate(t *testing.T) {
 		{"sound", func(*Config) {}, "", ""},
 		{"no name", func(c *Config) { c.Listeners[0].Name = ""; c.Routes[0].Listeners = nil }, "listeners[0]", "no name"},
 		{"odd name", func(c *Config) { c.Listeners[1].Name = "a b"; c.Routes[1].Listeners = nil }, "listeners[1].name", "letters"},
+		{"tls", func(c *Config) {
+			c.Routes[0].TLS = &TLSConfig{ServerName: "a.example", Cert: "a", Key: "b", ALPN: []string{"h2"}, MinVersion: "1.3"}
+		}, "", ""},
+		{"tls with an odd name", func(c *Config) { c.Routes[0].TLS = &TLSConfig{ServerName: "a b"} }, "routes[0].tls.serverName", "api.example.com"},
+		{"tls with a name and a port", func(c *Config) { c.Routes[0].TLS = &TLSConfig{ServerName: "a.example:443"} }, "routes[0].tls.serverName", "api.example.com"},
+		{"tls with no key", func(c *Config) { c.Routes[0].TLS = &TLSConfig{Cert: "a"} }, "routes[0].tls.key", "no key"},
+		{"tls with a key only", func(c *Config) { c.Routes[0].TLS = &TLSConfig{Key: "a"} }, "routes[0].tls.cert", "no certificate"},
+		{"tls with no protocol", func(c *Config) { c.Routes[0].TLS = &TLSConfig{ALPN: []string{""}} }, "routes[0].tls.alpn[0]", "http/1.1"},
+		{"tls of old", func(c *Config) { c.Routes[0].TLS = &TLSConfig{MinVersion: "1.0"} }, "routes[0].tls.minVersion", "1.2 or 1.3"},
 		{"name twice", func(c *Config) { c.Listeners[2].Name = "apps"; c.Routes[2].Listeners = []string{"mesh"} }, "listeners[2].name", "twice"},
 		{"address twice", func(c *Config) { c.Listeners[2].Address = "127.0.0.1:1080" }, "listeners[2].address", "taken"},
 		{"address without port", func(c *Config) { c.Listeners[0].Address = "127.0.0.1" }, "listeners[0].address", "host:port"},

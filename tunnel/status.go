@@ -48,6 +48,9 @@ const (
 	CauseHopIdentity            // a hop is not who it should be
 	CauseHopAlert               // a hop refused this gateway in TLS
 	CauseHopProtocol            // a hop answered something else than HBONE, or than TLS
+	CauseTLS                    // TLS with the destination failed, for none of the next two reasons
+	CauseTLSCertificate         // the destination is not who it should be
+	CauseTLSAlert               // the destination refused this gateway in TLS
 	CauseFull                   // out of memory, files or streams
 	CauseLimited                // a limit of policy is reached
 	CauseDraining               // this gateway is stopping
@@ -99,6 +102,9 @@ var verdicts = [numCauses]verdict{
 	CauseHopIdentity:      {"hop-identity", 503, "tls_certificate_error", h2.ConnectError, capture.NetworkUnreachable, "the next hop is not who it should be"},
 	CauseHopAlert:         {"hop-alert", 503, "tls_alert_received", h2.ConnectError, capture.NetworkUnreachable, "the next hop refused this gateway"},
 	CauseHopProtocol:      {"hop-protocol", 503, "http_protocol_error", h2.ConnectError, capture.General, "the next hop answered amiss"},
+	CauseTLS:              {"tls", 503, "tls_protocol_error", h2.ConnectError, capture.NetworkUnreachable, "TLS with the destination failed"},
+	CauseTLSCertificate:   {"tls-certificate", 503, "tls_certificate_error", h2.ConnectError, capture.NetworkUnreachable, "the destination is not who it should be"},
+	CauseTLSAlert:         {"tls-alert", 503, "tls_alert_received", h2.ConnectError, capture.NetworkUnreachable, "the destination refused this gateway"},
 	CauseFull:             {"full", 503, "connection_limit_reached", h2.ConnectError, capture.Unavailable, "at a limit"},
 	CauseLimited:          {"limited", 503, "connection_limit_reached", h2.ConnectError, capture.Unavailable, "at a limit of policy"},
 	CauseDraining:         {"draining", 503, "proxy_internal_response", h2.ConnectError, capture.Unavailable, "stopping"},

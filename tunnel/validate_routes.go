@@ -3,6 +3,7 @@ package tunnel
 import (
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 
@@ -69,6 +70,7 @@ func (v *validator) route(i int, listeners []string) {
 	case len(r.Via) > 0:
 		v.note(at+".source", "the next hop sees this gateway, and is told where the flow came from; remove source, or via")
 	}
+	v.tls(at+".tls", r.TLS)
 	v.entries(at, r)
 	for j, hop := range r.Via {
 		place := fmt.Sprintf("%s.via[%d]", at, j)
@@ -83,6 +85,32 @@ func (v *validator) route(i int, listeners []string) {
 		} else {
 			v.note(place, "there is no hop %q; %s, or write host:port, such as gw.example:15008", hop, oneOf("hops", v.hopNames()))
 		}
+	}
+}
+
+// tls checks how TLS is to be spoken.
+func (v *validator) tls(at string, c *TLSConfig) {
+	if c == nil {
+		return
+	}
+	if c.ServerName != "" {
+		if t, err := ParseAuthority(net.JoinHostPort(c.ServerName, "443")); err != nil || t.Socket != "" {
+			v.note(at+".serverName", "%q is no name of a server; it should be like api.example.com", c.ServerName)
+		}
+	}
+	switch {
+	case c.Cert != "" && c.Key == "":
+		v.note(at+".key", "the certificate has no key; name its file, or remove cert")
+	case c.Cert == "" && c.Key != "":
+		v.note(at+".cert", "the key has no certificate; name its file, or remove key")
+	}
+	for i, p := range c.ALPN {
+		if p == "" || len(p) > 255 {
+			v.note(fmt.Sprintf("%s.alpn[%d]", at, i), "%q is no protocol; it should be like h2 or http/1.1", p)
+		}
+	}
+	if c.MinVersion != "" && tlsVersion(c.MinVersion) == 0 {
+		v.note(at+".minVersion", "%q is no version that is spoken; it should be 1.2 or 1.3", c.MinVersion)
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -28,6 +29,7 @@ type parts struct {
 	counts   *counts
 	names    *resolver
 	lookup   *lookup
+	clients  *pki.ClientFiles
 	asked    *extauthz.Set
 	tokens   *tokens
 	admin    *admin       // nil without an admin address
@@ -66,6 +68,7 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 	if err := b.openAdmin(cfg); err != nil {
 		return nil, err
 	}
+	b.clients = pki.NewClientFiles(log.Logger)
 	b.asked = b.newAuthorizers()
 	b.tokens = b.newTokens()
 	cfg.Config.Reserved = b.reserved()
@@ -106,6 +109,9 @@ func (b *parts) env() tunnel.Env {
 		H2:        h2.Config{Logger: b.log.Logger},
 		Budget:    b.budget,
 		Resolve:   b.lookup.addrs,
+		OriginTLS: func(c *tunnel.TLSConfig) (*tls.Config, error) {
+			return b.clients.Config(c.Roots, c.Cert, c.Key)
+		},
 		Listen: func(_ context.Context, socket tunnel.Socket) (net.Listener, error) {
 			return b.sockets.listen(socket)
 		},

@@ -74,6 +74,11 @@ func checkFiles(cfg *Config, p *places, f *faults, log *slog.Logger) {
 	for i := range cfg.Authorizers {
 		v.join(fmt.Sprintf("policy.authorizers[%d]", i), cfg.Authorizers[i].CheckFiles())
 	}
+	for i := range cfg.Routes {
+		if t := cfg.Routes[i].TLS; t != nil {
+			v.join(fmt.Sprintf("routes[%d].tls", i), pki.CheckClientFiles(t.Roots, t.Cert, t.Key))
+		}
+	}
 	for i, l := range cfg.Listeners {
 		var warnings []string
 		if l.SOCKS5.UsersFile != "" && (l.Kind == tunnel.KindSOCKS5 || l.Kind == tunnel.KindProxy) {

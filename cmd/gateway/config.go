@@ -142,6 +142,11 @@ func (c *Config) resolvePaths(dir string) {
 		}
 		c.Hops[name] = h
 	}
+	for i := range c.Routes {
+		if t := c.Routes[i].TLS; t != nil {
+			paths = append(paths, &t.Roots, &t.Cert, &t.Key)
+		}
+	}
 	for i := range c.Authorizers {
 		paths = append(paths, &c.Authorizers[i].TLS.Roots)
 	}

@@ -89,6 +89,12 @@ func (g *Gate) Write(p []byte) (n int, err error) {
 	return op.DoAll(g.raw.Write, p)
 }
 
+// ReadOn is for who speaks TLS over the Gate without a Conn: it calls read, which is TLS's, for what can be had without
+// waiting, until p is full. It reports the end of the connection as nothing.
+func (g *Gate) ReadOn(read func([]byte) (int, error), p []byte) (int, error) {
+	return g.readOn(read, p)
+}
+
 // readOn reads with read what can be had without waiting, until p is full.
 func (g *Gate) readOn(read func([]byte) (int, error), p []byte) (n int, err error) {
 	g.noWait = true
