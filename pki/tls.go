@@ -72,7 +72,7 @@ func (s *Source) ClientTLS(verify func(spiffe.ID) error) *tls.Config {
 		},
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			err := verifyPeer(s.Current(), cs.PeerCertificates, x509.ExtKeyUsageServerAuth, verify, time.Now())
-			if err == nil && cs.NegotiatedProtocol != alpnH2 {
+			if err == nil && cs.NegotiatedProtocol == "" { // TLS takes none that was not offered
 				id, _ := spiffe.FromCertificate(cs.PeerCertificates[0])
 				err = &PeerError{Reason: BadALPN, ID: id, Detail: "it did not choose HTTP/2 (ALPN h2); check the port"}
 			}

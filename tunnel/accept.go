@@ -30,6 +30,7 @@ type listener struct {
 	g    *Gateway
 	ln   net.Listener // nil: pc
 	pc   *net.UDPConn // nil: ln
+	runs *agentRuns   // of a listener that dials, and has neither; nil: it has
 	conf atomic.Pointer[listenerConf]
 
 	open    atomic.Int64 // connections
@@ -42,6 +43,8 @@ type listener struct {
 type listenerConf struct {
 	name           string
 	kind           string
+	agent          *agentConf                  // nil: it does not dial
+	agents         bool                        // peers may register
 	capture        bool                        // the system leads flows here that were meant for other places
 	proxy          bool                        // apps ask for flows, which carry this gateway's identity
 	way            capture.Way                 // of one flow on each connection; nil: server, or hbone
@@ -58,7 +61,7 @@ type listenerConf struct {
 
 // newConf makes what a listener does with its connections.
 func (g *Gateway) newConf(c *ListenerConfig) (*listenerConf, error) {
-	conf := &listenerConf{name: c.Name, kind: c.Kind, capture: c.isCapture(), proxy: c.isProxy(), maxConnections: int64(c.MaxConnections)}
+	conf := &listenerConf{name: c.Name, kind: c.Kind, agents: len(c.Agents) > 0, capture: c.isCapture(), proxy: c.isProxy(), maxConnections: int64(c.MaxConnections)}
 	if err := g.addWay(conf, c); err != nil {
 		return nil, err
 	}
@@ -96,7 +99,7 @@ func (g *Gateway) newConf(c *ListenerConfig) (*listenerConf, error) {
 func (g *Gateway) addWay(conf *listenerConf, c *ListenerConfig) (err error) {
 	var warnings []string
 	switch c.Kind {
-	case KindHBONE, KindXTun:
+	case KindHBONE, KindXTun, KindAgent:
 	case KindSOCKS5:
 		var way *capture.Socks5
 		if way, err = capture.NewSocks5(c.SOCKS5); err == nil {
@@ -176,9 +179,12 @@ func newMixed(c *ListenerConfig) (*capture.Mixed, error) {
 // close ends the accepting. Connections live on.
 func (l *listener) close() {
 	l.closed.Store(true)
-	if l.pc != nil {
+	switch {
+	case l.runs != nil:
+		l.runs.stop()
+	case l.pc != nil:
 		_ = l.pc.Close() // closing a socket that is closed is no fault
-	} else {
+	default:
 		_ = l.ln.Close() // as above
 	}
 	if conf := l.conf.Load(); conf != nil {
@@ -189,6 +195,9 @@ func (l *listener) close() {
 // reconfigure has the listener do what conf says from now on.
 func (l *listener) reconfigure(conf *listenerConf) {
 	l.conf.Swap(conf).close()
+	if l.runs != nil {
+		l.runs.follow(l, conf)
+	}
 	if l.pc != nil {
 		_ = l.pc.SetReadDeadline(wakeNow) // packetLoop goes on with conf; a closed socket has no use for it
 	}
@@ -196,6 +205,9 @@ func (l *listener) reconfigure(conf *listenerConf) {
 
 // addr is where the listener is open.
 func (l *listener) addr() net.Addr {
+	if l.runs != nil {
+		return agentAddr(l.conf.Load().agent.chain.name)
+	}
 	if l.pc != nil {
 		return l.pc.LocalAddr()
 	}

@@ -36,6 +36,8 @@ type serverConn struct {
 	checked uint64 // Gateway.rechecks before its handshake
 
 	trust    atomic.Pointer[trust] // as the plan that was current last has it
+	agent    *agentConn            // set before streams are served; nil: flows do not go to the peer
+	hop      *registration         // set before streams are served; nil: the peer has dialled, and not this gateway
 	disowned atomic.Pointer[Error] // why its peer is not believed any more; nil: it is
 	retiring atomic.Bool           // its peer's certificate has expired
 
@@ -75,15 +77,37 @@ func (l *listener) serveH2(nc net.Conn, s *serverConn, peer spiffe.ID) *serverCo
 	g := l.g
 	s.g, s.l, s.source, s.dialled = g, l, addrPort(nc.RemoteAddr()), addrPort(nc.LocalAddr()).Addr()
 	s.one.L = &s.mu
-	cfg := g.env.H2
-	cfg.Handler, cfg.Budget, cfg.EnableConnectProtocol = s.serveStream, g.env.Budget, true
-	cfg.OnOffence = func(c *h2.Conn, err *h2.ConnError) { g.offended(c, peer, err) }
+	cfg := s.h2Config(peer)
+	tc, _ := nc.(*tls.Conn)
+	if tc == nil || s.proof == nil || tc.ConnectionState().NegotiatedProtocol != agentALPN {
+		cfg.Handler = s.serveStream
+	} else {
+		forAgents(cfg)
+		ready := make(chan struct{})
+		defer close(ready)
+		cfg.Handler = func(st *h2.Stream) {
+			<-ready // the agent of the connection, which takes no longer
+			s.serveStream(st)
+		}
+	}
 	var err error
-	if s.conn, err = h2.NewServer(nc, &cfg); err != nil {
+	if s.conn, err = h2.NewServer(nc, cfg); err != nil {
 		_ = nc.Close()
 		return nil
 	}
+	if cfg.Bidirectional {
+		s.agent = newAgentConn(s)
+	}
 	return s
+}
+
+// h2Config is what is common to all connections on which peers ask for flows.
+func (s *serverConn) h2Config(peer spiffe.ID) *h2.Config {
+	g := s.g
+	cfg := g.env.H2
+	cfg.Budget, cfg.EnableConnectProtocol = g.env.Budget, true
+	cfg.OnOffence = func(c *h2.Conn, err *h2.ConnError) { g.offended(c, peer, err) }
+	return &cfg
 }
 
 // attend waits for the end of the connection. It runs in a goroutine of its own, as the stack of the one that has
@@ -106,12 +130,12 @@ func (s *serverConn) attend() {
 func (l *listener) authenticate(nc net.Conn, conf *listenerConf) (*tls.Conn, *proof, error) {
 	ctx, cancel := context.WithTimeout(l.g.grace, l.g.plan.Load().timeouts.Handshake)
 	defer cancel()
-	tc := tls.Server(h2.NewGate(nc), l.g.env.ServerTLS(conf.name))
+	tc := tls.Server(h2.NewGate(nc), l.forAgents(l.g.env.ServerTLS(conf.name)))
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, nil, fmt.Errorf("TLS handshake: %w", throughProxy(nc, err))
 	}
 	cs := tc.ConnectionState()
-	if p := cs.NegotiatedProtocol; p != "h2" && p != "" {
+	if p := cs.NegotiatedProtocol; p != "h2" && p != "" && p != agentALPN {
 		return nil, nil, fmt.Errorf("the peer speaks %q in TLS, want h2", p)
 	}
 	proof, err := l.g.identify(&cs, addrPort(nc.RemoteAddr()).Addr())
@@ -164,6 +188,10 @@ func (l *listener) logRefused(nc net.Conn, conf *listenerConf, err error) {
 // serveStream carries one stream that the peer has opened. It runs in a goroutine of its own.
 func (s *serverConn) serveStream(st *h2.Stream) {
 	head, conf := st.Request(), s.l.conf.Load()
+	if s.isRegistration(head) {
+		s.agent.register(st)
+		return
+	}
 	if s.proof == nil || s.inside == nil && conf.xTun != nil && head.Get(fieldTun) != "" {
 		s.serveOuter(st, conf)
 		return
@@ -212,6 +240,7 @@ func (s *serverConn) newFlow(head *h2.Header, conf *listenerConf) *Flow {
 	if r.Fault == nil {
 		r.Fault = s.mayAsk(f.Target)
 	}
+	f.Target = conf.agent.offered(f.Target)
 	return f
 }
 
@@ -239,8 +268,19 @@ func (s *serverConn) streamEnded() {
 	s.one.Broadcast()
 }
 
+// unregister ends a registration on the connection: no new flows come by it.
+func (s *serverConn) unregister() {
+	switch {
+	case s.agent != nil:
+		s.agent.leave()
+	case s.hop != nil:
+		s.hop.end()
+	}
+}
+
 // drain takes no more streams, waits for those that live until ctx ends, and closes.
 func (s *serverConn) drain(ctx context.Context) {
+	s.unregister()
 	_ = s.conn.Drain(ctx) // whatever became of it, the connection is over
 	_ = s.conn.Close()
 }
@@ -248,12 +288,16 @@ func (s *serverConn) drain(ctx context.Context) {
 // close ends the connection and waits for everything that ran on it.
 func (s *serverConn) close() {
 	_ = s.conn.Close() // waits for the reader, which starts the handlers
+	s.unregister()
 	accepted := s.conn.Stats().Accepted
 	s.mu.Lock()
 	for s.ended < accepted {
 		s.one.Wait()
 	}
 	s.mu.Unlock()
+	if s.agent != nil {
+		_ = s.agent.Close() // requests that were withdrawn
+	}
 }
 
 // addServer enters a connection into the books; false: the gateway takes no new flows.

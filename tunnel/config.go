@@ -50,7 +50,8 @@ type ListenerConfig struct {
 	// pointed at it), `forward` (every connection goes to one destination),
 	// `tproxy` or `redirect` (what the packet filter leads here, see `gateway capture`; each flow goes where
 	// it was meant to), `dns` (questions for names, of apps; see `dns` of the file), `x-tun` (tunnels that others' load
-	// balancers pass on, see XTun).
+	// balancers pass on, see XTun), `agent` (from a hop, on a connection that this gateway dials there, such as from behind a
+	// NAT).
 	Kind string `yaml:"kind"`
 	// Address to listen on: `host:port`, or `:port` for all addresses of this host, or `unix:/path`. For
 	// `tproxy`, `redirect` and `dns`, `localhost:port` is both 127.0.0.1 and ::1. A `forward` listener may have
@@ -58,7 +59,7 @@ type ListenerConfig struct {
 	Address string `yaml:"address"`
 	// Network is `tcp` or `udp`, of a `forward` listener. Default `tcp`.
 	Network string `yaml:"network"`
-	// To is the destination of a `forward` listener, `host:port`. Names are resolved at the far end. Of a
+	// To is the destination of a `forward` listener, `host:port`. A name is resolved at the far end. Of a
 	// listener with several ports it may have as many, `host:9000-9010`. `unix:/path` is a socket of this
 	// host.
 	To string `yaml:"to"`
@@ -87,6 +88,22 @@ type ListenerConfig struct {
 	// XTun says how tunnels are taken that come through load balancers of others, on a listener of kind `x-tun`, or, where it
 	// is present, on one of kind `hbone` as well.
 	XTun *XTunConfig `yaml:"xTun"`
+	// Agents are the peers of an `hbone` listener that may register: flows to their names go to them, on the connection
+	// that they have dialled, by a route with `agents: true`.
+	Agents []AgentConfig `yaml:"agents"`
+	// Hop is the name of the hop that an `agent` listener dials, or its `host:port`. The listener has no address: it registers
+	// there, as `agents` of the hop's listener allows it, and flows come in on that connection as on an `hbone` listener. They
+	// need a route of this listener, or Offer.
+	Hop string `yaml:"hop"`
+	// Via are the hops that lead to Hop, nearest first. Default: none, Hop is dialled.
+	Via []string `yaml:"via"`
+	// Names are the names that an `agent` listener claims. Besides these it is reached by the addresses of its key.
+	Names []string `yaml:"names"`
+	// Connections is how many connections an `agent` listener keeps to each address of the hop. Default 1.
+	Connections int `yaml:"connections"`
+	// Offer says for ports that flows to Names and to the addresses of the own key ask for where an `agent` listener takes
+	// them: `{80: "127.0.0.1:8080"}`. What is offered needs no route.
+	Offer map[uint16]string `yaml:"offer"`
 	// MaxConnections is how many accepted connections may be open at once; above it new ones are closed
 	// at once. Default 100000; negative: no limit but that of the system.
 	MaxConnections int `yaml:"maxConnections"`
@@ -103,6 +120,7 @@ const (
 	KindRedirect  = "redirect"
 	KindDNS       = "dns"
 	KindXTun      = "x-tun"
+	KindAgent     = "agent"
 )
 
 // XTunConfig says how requests are taken that carry a tunnel through a load balancer of others: POST, CONNECT, WebSocket or
@@ -122,6 +140,18 @@ type XTunConfig struct {
 	Key string `yaml:"key"`
 	// Identity has the listener speak TLS with the certificate of this gateway's identity in the place of Cert and Key.
 	Identity bool `yaml:"identity"`
+}
+
+// AgentConfig lets peers register as agents.
+type AgentConfig struct {
+	// From lists who may register, written as in `policy.allow`; a self-made key has to be named itself. Every agent is
+	// reached by the addresses of the key that it has proven (`[fd00::…]:port`), whatever Names says.
+	From []string `yaml:"from"`
+	// Names are what these agents may claim: a name, or `*.devices.example`. `{sa}` and `{ns}` stand for the service account
+	// and the namespace of the agent's identity: by `{sa}.devices.example` each may claim its own name and no other's.
+	Names []string `yaml:"names"`
+	// MaxConnections is how many connections agents of one identity may have registered at once. Default 16.
+	MaxConnections int `yaml:"maxConnections"`
 }
 
 // HopConfig is another gateway.
@@ -228,6 +258,9 @@ type RouteConfig struct {
 	Source string `yaml:"source"`
 	// TLS has this gateway speak TLS with the destination, for apps that speak plain. Default: bytes are carried as they are.
 	TLS *TLSConfig `yaml:"tls"`
+	// Agents sends the flows to the agent that has registered under the destination's name or, where that is the
+	// address of a key (`fd00::/8`), under this. Of several the one with the fewest flows gets it.
+	Agents bool `yaml:"agents"`
 	// Via is the chain of hops, nearest first: names from Hops, or `host:port`. Empty: this
 	// gateway connects to the destination itself.
 	Via []string `yaml:"via"`

@@ -38,7 +38,7 @@ type Early struct {
 // earlyOf returns what goes ahead of the flow that a has accepted, nil where nothing may.
 func earlyOf(f *Flow, a Accepted) *Early {
 	e, ok := a.(interface{ Early() net.Conn })
-	if !ok || f.UDP || f.via == nil || f.via.chain == nil || f.paced() { // bytes that are counted wait for the flow to stand
+	if !ok || f.UDP || f.via == nil || f.via.direct() || f.paced() { // bytes that are counted wait for the flow to stand
 		return nil
 	}
 	app := e.Early()

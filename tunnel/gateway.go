@@ -91,6 +91,8 @@ type Env struct {
 	Ask func(ctx context.Context, authorizer string, r *policy.Request) policy.Decision
 	// Requests returns who serves requests other than CONNECT on an hbone listener; nil: they get 400.
 	Requests func(listener string) http.Handler
+	// Agents says by which names the agents are reached that have registered here. Default: NewRegistry.
+	Agents Registry
 	// Decide returns what decides about flows instead of base, the policy of the configuration, which it may ask. It is called
 	// for each configuration, the one of New and those of Reload; an error, or no Decider, is one of these. nil: base decides.
 	// What a listener and the egress guard refuse stays refused.
@@ -146,6 +148,7 @@ type Gateway struct {
 	silenced     atomic.Int64  // flows of datagrams that were refused, and whose sockets are held
 	longCapsules datagram.Room // of all flows of datagrams
 	loops        loops
+	agents       agentTable
 	limits       limitTable
 	asking       atomic.Pointer[context.CancelFunc] // ends the questions about live flows; nil: there were none
 
@@ -205,6 +208,9 @@ func (e Env) withDefaults() Env {
 	if e.ListenPacket == nil {
 		e.ListenPacket = func(ctx context.Context, s Socket) (*net.UDPConn, error) { return s.ListenPacket(ctx) }
 	}
+	if e.Agents == nil {
+		e.Agents = NewRegistry()
+	}
 	return e
 }
 
@@ -228,6 +234,11 @@ func (g *Gateway) compile(cfg *Config) (*plan, error) {
 		}
 		if (l.XTun != nil || l.Kind == KindXTun) && g.env.VerifyToken == nil {
 			return nil, errors.New("tunnel: a listener that takes x-tun and nobody who verifies tokens (Env.VerifyToken)")
+		}
+	}
+	for i := range cfg.Listeners {
+		if cfg.Listeners[i].Kind == KindAgent && g.env.ClientTLS == nil {
+			return nil, errors.New("tunnel: an agent listener and no TLS configuration for its hop (Env.ClientTLS)")
 		}
 	}
 	for i := range cfg.Routes {
@@ -270,6 +281,7 @@ func (g *Gateway) Reload(ctx context.Context, cfg *Config) error {
 		return err
 	}
 	g.decideAgain(p)
+	g.reconsiderAgents(p)
 	return nil
 }
 
@@ -329,6 +341,10 @@ func (g *Gateway) install(next *listening, p *plan) {
 	}
 	g.listeners = next.all
 	for _, l := range next.opened {
+		if l.runs != nil {
+			l.runs.follow(l, l.conf.Load())
+			continue
+		}
 		g.work.Add(1)
 		g.accepting.Add(1)
 		if l.pc != nil {

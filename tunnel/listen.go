@@ -30,6 +30,9 @@ func (s Socket) String() string { return s.Network + " " + s.Address }
 
 // sockets are where the listener is open.
 func (c *ListenerConfig) sockets() []Socket {
+	if c.Kind == KindAgent {
+		return nil
+	}
 	if path, ok := strings.CutPrefix(c.Address, unixPrefix); ok {
 		return []Socket{{Network: "unix", Address: path}}
 	}
@@ -115,7 +118,13 @@ func (g *Gateway) openListeners(ctx context.Context, cfg *Config, before map[str
 	for i := range cfg.Listeners {
 		c := &cfg.Listeners[i]
 		conf, err := g.newConf(c)
-		if err == nil {
+		switch {
+		case err != nil:
+		case c.Kind == KindAgent:
+			if conf.agent, err = newAgentConf(cfg, c); err == nil {
+				next.addAgent(g, conf, before)
+			}
+		default:
 			err = g.openSockets(ctx, c, conf, next, before)
 		}
 		if err != nil {
@@ -127,6 +136,17 @@ func (g *Gateway) openListeners(ctx context.Context, cfg *Config, before map[str
 	}
 	next.abandon()
 	return nil, errors.Join(errs...)
+}
+
+// addAgent adds a listener that has no socket.
+func (n *listening) addAgent(g *Gateway, conf *listenerConf, before map[string]*listener) {
+	key := KindAgent + " " + conf.name
+	l := before[key]
+	if l == nil {
+		l = &listener{g: g, runs: new(agentRuns)}
+		n.opened = append(n.opened, l)
+	}
+	n.all[key], n.conf[key] = l, conf
 }
 
 // openSockets opens the sockets of one listener.

@@ -16,8 +16,10 @@ func (g *Gateway) open(f *Flow, gone func() <-chan struct{}, early *Early) (Conn
 	switch {
 	case f.via.tls != nil && f.UDP:
 		err = &Error{Cause: CauseConfiguration, Reason: "a route with tls carries no datagrams; they need a route of their own before it"}
-	case f.via.chain != nil && f.Target.Socket != "":
-		err = &Error{Cause: CauseConfiguration, Reason: "a unix socket is on this host; its listener needs a route without via"}
+	case !f.via.direct() && f.Target.Socket != "":
+		err = &Error{Cause: CauseConfiguration, Reason: "a unix socket is on this host; its listener needs a route without via and agents"}
+	case f.via.agents:
+		end, err = g.openReverse(ctx, f, early)
 	case f.via.chain != nil:
 		end, err = g.openConnect(ctx, f, early)
 	default:

@@ -75,11 +75,7 @@ func (g *Gateway) dialChain(ctx context.Context, c *chain, times *timing) (Trans
 		began, dialling := time.Now(), times[phaseDial]
 		t, err := connect(ctx, c.last, func(ctx context.Context) (net.Conn, error) {
 			defer times.since(phaseDial, time.Now())
-			if c.rest == nil {
-				return g.dialHop(ctx, c.last, addr)
-			}
-			s, _, err := g.pool.connect(ctx, c.rest, &ConnectRequest{Target: addr, Baggage: g.plan.Load().baggage, Traceparent: nextTraceparent(""), Via: g.via})
-			return s, err
+			return g.reach(ctx, c, addr)
 		})
 		handshake := time.Since(began) - time.Duration(times[phaseDial]-dialling)*time.Microsecond
 		times.add(phaseTLS, handshake)
@@ -92,6 +88,15 @@ func (g *Gateway) dialChain(ctx context.Context, c *chain, times *timing) (Trans
 		}
 	}
 	return nil, errors.Join(errs...)
+}
+
+// reach makes a connection to the last hop of c at one of its addresses.
+func (g *Gateway) reach(ctx context.Context, c *chain, addr Target) (net.Conn, error) {
+	if c.rest == nil {
+		return g.dialHop(ctx, c.last, addr)
+	}
+	s, _, err := g.pool.connect(ctx, c.rest, &ConnectRequest{Target: addr, Baggage: g.plan.Load().baggage, Traceparent: nextTraceparent(""), Via: g.via})
+	return s, err
 }
 
 // dialH2 makes a transport over TLS and HTTP/2.

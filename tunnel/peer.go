@@ -119,7 +119,7 @@ func (s *serverConn) recheck() {
 	if s.g.env.Doubt == nil || s.proof == nil {
 		return
 	}
-	if err := s.g.env.Doubt(s.proof.certs, false); err != nil {
+	if err := s.g.env.Doubt(s.proof.certs, s.hop != nil); err != nil {
 		s.disown(&Error{Cause: CauseRevoked, Err: err})
 	}
 }
@@ -129,8 +129,9 @@ func (s *serverConn) disown(why *Error) {
 	if !s.disowned.CompareAndSwap(nil, why) {
 		return
 	}
+	s.unregister()
 	s.g.logDisowned(s.proof.id, s.source, why)
-	s.g.cutFlows(func(f *Flow) bool { return f.from == s }, why)
+	s.g.cutFlows(func(f *Flow) bool { return f.from == s || s.agent != nil && f.agent() == s.agent }, why)
 	s.retire(goodbye)
 }
 
@@ -218,6 +219,9 @@ func (g *Gateway) expire(now time.Time) {
 		case s.tokenEnded(now):
 			why = errTokenEnded
 		default:
+			if s.hop != nil && s.proof.overdue(now) {
+				s.hop.move()
+			}
 			continue
 		}
 		if end {

@@ -35,9 +35,10 @@ type listenerPlan struct {
 	name     string
 	kind     string
 	routes   []*route
-	allLocal bool // every route leads to this host's own addresses
-	names    bool // a route names a host
-	strict   bool // nothing gets in
+	agents   []*agentRule // peers that may register
+	allLocal bool         // every route leads to this host's own addresses
+	names    bool         // a route names a host
+	strict   bool         // nothing gets in
 }
 
 // takesName reports whether the first route that takes either named or addr does so because it names the host. local
@@ -148,7 +149,14 @@ func (p *plan) addRoutes(c *Config) error {
 		l := &c.Listeners[i]
 		p.listeners[l.Name] = &listenerPlan{name: l.Name, kind: l.Kind, strict: l.Strict, allLocal: true}
 		p.captures = p.captures || l.isCapture()
-		p.meets = p.meets || l.Kind == KindHBONE || l.Kind == KindXTun
+		p.meets = p.meets || l.Kind == KindHBONE || l.Kind == KindXTun || l.Kind == KindAgent
+		var err error
+		if p.listeners[l.Name].agents, err = newAgentRules(l.Agents); err != nil {
+			return fmt.Errorf("listeners[%d]: %w", i, err)
+		}
+		if err := p.addOffer(c, i); err != nil {
+			return err
+		}
 	}
 	hops := make(map[string]*Hop)
 	for i := range c.Routes {
@@ -167,8 +175,28 @@ func (p *plan) addRoutes(c *Config) error {
 	return nil
 }
 
+// addOffer makes the route of what a listener offers, which is its first.
+func (p *plan) addOffer(c *Config, i int) error {
+	rc, ok := offerRoute(&c.Listeners[i])
+	if !ok {
+		return nil
+	}
+	name := fmt.Sprintf("listeners[%d].offer", i)
+	r, err := p.newRoute(name, c, &rc, nil)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	l := p.listeners[c.Listeners[i].Name]
+	l.routes = append(l.routes, r)
+	l.allLocal = false
+	return nil
+}
+
 func (p *plan) newRoute(name string, c *Config, rc *RouteConfig, hops map[string]*Hop) (*route, error) {
-	r := &route{name: name, matchers: compileMatchers(rc), ports: rc.Ports, fromAny: rc.From == fromAny, keep: rc.Source == keepSource, tls: rc.TLS}
+	r := &route{name: name, matchers: compileMatchers(rc), ports: rc.Ports, fromAny: rc.From == fromAny, keep: rc.Source == keepSource, agents: rc.Agents, tls: rc.TLS}
+	if rc.Agents {
+		return r, nil
+	}
 	if len(rc.Via) == 0 {
 		entries := guardEntries(rc)
 		if len(entries) == 0 {

@@ -120,7 +120,7 @@ func (f *Flow) describe(attrs []slog.Attr, err error) []slog.Attr {
 	}
 	if dst := f.dialled(); !f.Target.IsName() {
 		add("dst", f.Target.String())
-	} else if dst.IsValid() && (f.via == nil || f.via.chain == nil) {
+	} else if dst.IsValid() && (f.via == nil || f.via.direct()) {
 		add("dst", dst.String()) // of a name; beyond a hop only the last one knows
 	}
 	if f.passed != nil {
@@ -166,14 +166,17 @@ func (a asked) String() string {
 	return "none"
 }
 
-// hopID is who the hop is by which the flow went on, or that refused it, as its certificate has proved; zero: none, or not
-// reached.
+// hopID is who the hop is by which the flow went on, or the agent, or who of these refused it, as the certificate has
+// proved; zero: none, or not reached.
 func (f *Flow) hopID(err error) spiffe.ID {
 	var refused *RefusedError
 	if errors.As(err, &refused) {
 		return refused.ID
 	}
-	if s, ok := f.in.dst.(*pooledStream); ok {
+	switch s := f.in.dst.(type) {
+	case *pooledStream:
+		return s.from.Peer()
+	case *agentStream:
 		return s.from.Peer()
 	}
 	return spiffe.ID{}
@@ -263,6 +266,7 @@ type FlowInfo struct {
 	Peer     string    `json:"peer,omitempty"`
 	Target   string    `json:"target"`
 	Hop      string    `json:"hop,omitempty"`
+	Agent    string    `json:"agent,omitempty"`
 	Rule     string    `json:"rule,omitempty"`
 	Trace    string    `json:"trace,omitempty"`
 	Stands   bool      `json:"stands"`
@@ -304,6 +308,9 @@ func (f *Flow) info() FlowInfo {
 	i.Trace = f.trace.String()
 	if i.Stands = f.in.dst != nil; i.Stands { // not stands, as mu is held
 		i.Hop, i.Rule = f.via.leadsTo(), f.rule
+		if s, ok := f.in.dst.(*agentStream); ok {
+			i.Agent = s.from.proof.id.String()
+		}
 	}
 	return i
 }
@@ -432,6 +439,7 @@ func (g *Gateway) sweep(now time.Time) {
 	g.expire(now)
 	g.cutSpent(now)
 	g.pool.prune(now)
+	g.agents.prune(now)
 	if g.trimmer.due(len(silent), g.stats.active.load()+trimConn*g.numConns(), now) {
 		trim()
 	}

@@ -81,7 +81,7 @@ func (g *Gateway) decide(f *Flow) error {
 	if f.via == nil {
 		return l.unrouted(f)
 	}
-	if l.ofPeers() && f.via.chain == nil && f.local && !f.named && isMeshPort(f.Target.Port) {
+	if l.ofPeers() && f.via.direct() && f.local && !f.named && isMeshPort(f.Target.Port) {
 		return &Error{Cause: CauseOwnPort, Reason: "the mesh itself listens on this port of a workload; a route that names the address opens it"}
 	}
 	if f.resolves() {
@@ -129,7 +129,7 @@ func (f *Flow) ask(r *policy.Request, p *plan) {
 
 // resolves reports whether the destination is a name that is resolved here, so that policy is asked about its addresses
 // as well.
-func (f *Flow) resolves() bool { return f.via != nil && f.via.chain == nil && f.Target.IsName() }
+func (f *Flow) resolves() bool { return f.via != nil && f.via.direct() && f.Target.IsName() }
 
 // denied is why policy does not let a flow pass.
 func denied(d *policy.Decision) *Error {

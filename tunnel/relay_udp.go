@@ -34,10 +34,10 @@ func (f *Flow) fromAccepted() string {
 }
 
 func (f *Flow) fromOpened() string {
-	if f.via == nil || f.via.chain == nil {
+	if f.via == nil || f.via.direct() {
 		return f.Target.String()
 	}
-	return f.via.chain.name
+	return f.via.leadsTo()
 }
 
 // expiryPatience is how long the end of a flow of datagrams may take: a peer that does not answer it, or that takes

@@ -12,6 +12,9 @@ import (
 // destLocal is the destination that stands for this host's own.
 const destLocal = "local"
 
+// toAgents is what records have for the hop of flows that go to agents.
+const toAgents = "agents"
+
 // route is a RouteConfig, ready to match. It does not change.
 type route struct {
 	name     string    // as in the configuration: "routes[2]"
@@ -20,7 +23,8 @@ type route struct {
 	fromAny  bool
 	keep     bool           // the destination sees where the flow came from
 	tls      *TLSConfig     // spoken with the destination; nil: nothing is
-	chain    *chain         // nil: this gateway connects to the destination itself
+	agents   bool           // flows go to agents that have registered here
+	chain    *chain         // nil, and agents is not set: this gateway connects to the destination itself
 	guard    *policy.Egress // opens what a direct route names; nil where it names nothing
 }
 
@@ -141,12 +145,18 @@ func (r *route) match(t Target, local bool) *matcher {
 
 // onlyLocal reports whether r leads to this host's own addresses and nowhere else.
 func (r *route) onlyLocal() bool {
-	return r.chain == nil && !slices.ContainsFunc(r.matchers, func(m matcher) bool { return m.kind != matchLocal })
+	return r.direct() && !slices.ContainsFunc(r.matchers, func(m matcher) bool { return m.kind != matchLocal })
 }
+
+// direct reports whether this gateway connects to the destinations itself.
+func (r *route) direct() bool { return r.chain == nil && !r.agents }
 
 // leadsTo names where r leads, for records.
 func (r *route) leadsTo() string {
-	if r.chain == nil {
+	switch {
+	case r.agents:
+		return toAgents
+	case r.chain == nil:
 		return ""
 	}
 	return r.chain.name

@@ -28,6 +28,8 @@ type stats struct {
 	transportFailed counter
 	retries         counter
 	abandoned       counter
+	agentsRefused   counter // registrations
+	claimsRefused   counter
 	limitWaits      counter
 	limitWaiting    counter // directions of flows that wait now
 	phases          [numPhases]histogram
@@ -65,6 +67,9 @@ type Stats struct {
 	// whose app went away before the answer and that were left to end by themselves, so as not to spend
 	// the resets that a hop allows.
 	Retries, Abandoned int64
+	// Agents is how many connections of agents are registered here. AgentsRefused are registrations that were refused or
+	// cut off, ClaimsRefused names that an agent did not get.
+	Agents, AgentsRefused, ClaimsRefused int64
 	// Limited are flows that a limit of policy has refused or ended, by the rule that has it; beyond 1,000 names, which only a
 	// Decider can give, they are counted as "".
 	Limited map[string]int64
@@ -90,6 +95,7 @@ func (g *Gateway) Stats() Stats {
 		Transports: s.transports.load(), TransportDials: s.transportDials.load(), TransportFailures: s.transportFailed.load(),
 		Retries: s.retries.load(), Abandoned: s.abandoned.load(),
 		Limited: g.limits.counts(), LimitWaits: s.limitWaits.load(), LimitWaiting: s.limitWaiting.load(),
+		Agents: int64(len(g.agents.all())), AgentsRefused: s.agentsRefused.load(), ClaimsRefused: s.claimsRefused.load(),
 		LimitCounts: g.limits.entries.load(), LimitShared: g.limits.shared.load(),
 	}
 	for c := range numCauses {

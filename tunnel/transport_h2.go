@@ -45,23 +45,9 @@ type h2Transport struct {
 // handshake, until ctx ends, and owns nc. Identity is proven by conf, whose verification must leave no
 // peer without a SPIFFE ID.
 func newH2Transport(ctx context.Context, nc net.Conn, hop *Hop, conf *tls.Config, cfg *h2.Config, g *Gateway) (*h2Transport, error) {
-	conf, unverified := noteVerification(conf)
-	conf, until := noteShown(conf)
-	tc := tls.Client(h2.NewGate(nc), conf)
-	if err := tc.HandshakeContext(ctx); err != nil {
-		_ = nc.Close()
-		return nil, throughProxy(nc, handshakeError(hop.Name, err, unverified()))
-	}
-	cs := tc.ConnectionState()
-	proof, err := g.identify(&cs, addrPort(nc.RemoteAddr()).Addr())
+	tc, proof, err := g.meetHop(ctx, nc, hop, conf, "h2")
 	if err != nil {
-		_ = tc.Close()
-		return nil, &Error{Cause: CauseHopIdentity, Hop: hop.Name, Err: err}
-	}
-	proof.until = until()
-	if cs.NegotiatedProtocol != "h2" {
-		_ = tc.Close()
-		return nil, &Error{Cause: CauseHopProtocol, Hop: hop.Name, Reason: fmt.Sprintf("the hop agreed on protocol %q, not h2", cs.NegotiatedProtocol)}
+		return nil, err
 	}
 	conn, err := h2.NewClient(tc, cfg)
 	if err != nil {
@@ -69,6 +55,29 @@ func newH2Transport(ctx context.Context, nc net.Conn, hop *Hop, conf *tls.Config
 		return nil, &Error{Cause: CauseHopProtocol, Hop: hop.Name, Err: err}
 	}
 	return &h2Transport{conn: conn, hop: hop.Name, proof: proof, stats: &g.stats}, nil
+}
+
+// meetHop does the TLS handshake with a hop, by which protocol is agreed on, and returns who it is.
+func (g *Gateway) meetHop(ctx context.Context, nc net.Conn, hop *Hop, conf *tls.Config, protocol string) (*tls.Conn, *proof, error) {
+	conf, unverified := noteVerification(conf)
+	conf, until := noteShown(conf)
+	tc := tls.Client(h2.NewGate(nc), conf)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		_ = nc.Close()
+		return nil, nil, throughProxy(nc, handshakeError(hop.Name, err, unverified()))
+	}
+	cs := tc.ConnectionState()
+	proof, err := g.identify(&cs, addrPort(nc.RemoteAddr()).Addr())
+	if err != nil {
+		_ = tc.Close()
+		return nil, nil, &Error{Cause: CauseHopIdentity, Hop: hop.Name, Err: err}
+	}
+	proof.until = until()
+	if cs.NegotiatedProtocol != protocol {
+		_ = tc.Close()
+		return nil, nil, &Error{Cause: CauseHopProtocol, Hop: hop.Name, Reason: fmt.Sprintf("the hop agreed on protocol %q, not %s", cs.NegotiatedProtocol, protocol)}
+	}
+	return tc, proof, nil
 }
 
 // Connect asks the hop for a tunnel; see Transport.

@@ -43,7 +43,7 @@ func (p Problems) Error() string {
 // and reads no file, so a Config is right or wrong on every host alike. kinds are listener kinds served
 // besides those of this package.
 func (c *Config) Validate(kinds ...string) error {
-	v := &validator{cfg: c, kinds: append([]string{KindHBONE, KindSOCKS5, KindHTTPProxy, KindProxy, KindForward, KindTProxy, KindRedirect, KindDNS, KindXTun}, kinds...)}
+	v := &validator{cfg: c, kinds: append([]string{KindHBONE, KindSOCKS5, KindHTTPProxy, KindProxy, KindForward, KindTProxy, KindRedirect, KindDNS, KindXTun, KindAgent}, kinds...)}
 	v.join("policy", c.Policy.Validate())
 	if _, err := policy.Compile(policy.Config{Allow: c.TrustHeaders}); err != nil {
 		v.joinAs("trustHeaders", err)
@@ -147,7 +147,9 @@ func (v *validator) listeners() {
 		case slices.ContainsFunc(v.cfg.Listeners[:i], func(o ListenerConfig) bool { return o.Name == l.Name }):
 			v.note(at+".name", "listener %q is there twice; give each a name of its own", l.Name)
 		}
-		if what := listenAddressProblem(l.Address); what != "" {
+		if l.Kind == KindAgent && l.Address == "" {
+			// It dials.
+		} else if what := listenAddressProblem(l.Address); what != "" {
 			v.note(at+".address", "%s", what)
 		} else if other, taken := addresses[cmp.Or(l.Network, "tcp")+" "+l.Address]; taken && !strings.HasSuffix(l.Address, ":0") {
 			v.note(at+".address", "%s is already taken by listener %q; each listener has its own port", l.Address, other)
@@ -195,6 +197,8 @@ func (v *validator) listenerKind(at string, l *ListenerConfig) {
 	}
 	v.logins(at, l)
 	v.xTun(at, l)
+	v.agents(at, l)
+	v.agent(at, l)
 }
 
 // logins checks who may use a listener that apps are pointed at.

@@ -71,10 +71,16 @@ func (v *validator) route(i int, listeners []string) {
 		v.note(at+".source", "the next hop sees this gateway, and is told where the flow came from; remove source, or via")
 	}
 	v.tls(at+".tls", r.TLS)
+	v.toAgents(at+".agents", r)
 	v.entries(at, r)
-	for j, hop := range r.Via {
+	v.hops(at, r.Via)
+}
+
+// hops checks a chain of hops.
+func (v *validator) hops(at string, via []string) {
+	for j, hop := range via {
 		place := fmt.Sprintf("%s.via[%d]", at, j)
-		if slices.Contains(r.Via[:j], hop) {
+		if slices.Contains(via[:j], hop) {
 			v.note(place, "hop %q is in the chain twice; name each hop once", hop)
 		}
 		if _, known := v.cfg.Hops[hop]; known {
@@ -150,8 +156,8 @@ func (v *validator) entries(at string, r *RouteConfig) {
 		}
 		switch parseMatcher(text).kind {
 		case matchLocal:
-			if len(r.Via) > 0 {
-				v.note(place, "what is local is reached directly; remove via, or make a route of its own for local")
+			if len(r.Via) > 0 || r.Agents {
+				v.note(place, "what is local is reached directly; remove via or agents, or make a route of its own for local")
 			}
 		case matchAddrs, matchAll:
 		default:

@@ -57,14 +57,15 @@ type admin struct {
 
 // newAdmin makes the server; serve starts it. flows returns up to limit live flows, to be
 // rendered as JSON.
-func newAdmin(metrics prometheus.Gatherer, flows func(limit int) any, log *slog.Logger) *admin {
+func newAdmin(metrics prometheus.Gatherer, flows, agents func(limit int) any, log *slog.Logger) *admin {
 	a := &admin{}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", a.index)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", a.readyz)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}))
-	mux.HandleFunc("GET /flows", func(w http.ResponseWriter, r *http.Request) { showFlows(w, r, flows) })
+	mux.HandleFunc("GET /flows", func(w http.ResponseWriter, r *http.Request) { showList(w, r, flows) })
+	mux.HandleFunc("GET /agents", func(w http.ResponseWriter, r *http.Request) { showList(w, r, agents) })
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
@@ -80,7 +81,8 @@ func newAdmin(metrics prometheus.Gatherer, flows func(limit int) any, log *slog.
 	return a
 }
 
-func showFlows(w http.ResponseWriter, r *http.Request, flows func(limit int) any) {
+// showList shows what list returns, up to a limit that may be asked for.
+func showList(w http.ResponseWriter, r *http.Request, list func(limit int) any) {
 	limit := defaultFlows
 	if text := r.URL.Query().Get("limit"); text != "" {
 		n, err := strconv.Atoi(text)
@@ -93,7 +95,7 @@ func showFlows(w http.ResponseWriter, r *http.Request, flows func(limit int) any
 	w.Header().Set("Content-Type", "application/json")
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
-	_ = enc.Encode(flows(limit)) // the client is gone; there is nobody to tell
+	_ = enc.Encode(list(limit)) // the client is gone; there is nobody to tell
 }
 
 // serve starts answering on ln. It may be called for a second socket when a reload moved the address.
@@ -125,7 +127,7 @@ func (a *admin) close(ctx context.Context) {
 
 func (a *admin) index(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprintln(w, "Culvert gateway "+buildVersion().Version)
-	for _, path := range []string{"/healthz", "/readyz", "/metrics", "/flows", "/debug/pprof/"} {
+	for _, path := range []string{"/healthz", "/readyz", "/metrics", "/flows", "/agents", "/debug/pprof/"} {
 		fmt.Fprintln(w, path)
 	}
 }

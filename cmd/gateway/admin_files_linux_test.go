@@ -46,7 +46,7 @@ admin: {address: "%s"}
 		for _, tt := range []struct{ path, want string }{
 			{"/healthz", "ok"},
 			{"/readyz", "ready"},
-			{"/flows", "["},
+			{"/flows", "["}, {"/agents", "["},
 			{"/metrics", "\nculvert_accept_errors_total "},
 		} {
 			if text, err := r.get(tt.path); err != nil || !strings.Contains(text, tt.want) {

@@ -15,7 +15,8 @@ import (
 func startAdmin(t *testing.T) (*admin, string) {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	a := newAdmin(prometheus.NewRegistry(), func(limit int) any { return make([]int, limit) }, log)
+	list := func(limit int) any { return make([]int, limit) }
+	a := newAdmin(prometheus.NewRegistry(), list, list, log)
 	ln := listenLoopback(t)
 	a.serve(ln, log)
 	t.Cleanup(func() { a.close(t.Context()) })
@@ -58,6 +59,7 @@ func TestAdmin(t *testing.T) {
 		{"index", "GET", "/", "", 200, "/metrics"},
 		{"metrics", "GET", "/metrics", "", 200, ""},
 		{"flows", "GET", "/flows?limit=2", "", 200, "[\n  0,\n  0\n]"},
+		{"agents", "GET", "/agents?limit=2", "", 200, "[\n  0,\n  0\n]"},
 		{"flows without a sensible limit", "GET", "/flows?limit=-1", "", 400, "not a number from 1 to"},
 		{"profile", "GET", "/debug/pprof/goroutine?debug=1", "", 200, "goroutine profile"},
 		{"unknown page", "GET", "/etc/passwd", "", 404, ""},

@@ -191,7 +191,7 @@ func (b *parts) serveAdmin() {
 	}
 	if b.admin == nil {
 		metrics := newMetrics(b.tunnel.Stats, b)
-		b.admin = newAdmin(metrics, b.flows, b.log.Logger)
+		b.admin = newAdmin(metrics, b.flows, b.agents, b.log.Logger)
 		b.admin.expired = b.identity.expired
 	}
 	b.admin.serve(b.adminAt, b.log.Logger)
@@ -202,6 +202,15 @@ func (b *parts) flows(limit int) any {
 	list := b.tunnel.Flows(limit)
 	if list == nil {
 		list = []tunnel.FlowInfo{} // a list in JSON too
+	}
+	return list
+}
+
+// agents is what /agents shows.
+func (b *parts) agents(limit int) any {
+	list := b.tunnel.Agents(limit)
+	if list == nil {
+		list = []tunnel.AgentInfo{} // a list in JSON too
 	}
 	return list
 }

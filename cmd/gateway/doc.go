@@ -9,7 +9,7 @@
 //	build.go    identity → policy → hops → routes → listeners: the parts list
 //	run.go      start, wait for signals, drain, end
 //	reload.go   build, validate, swap
-//	admin.go    /healthz, /readyz, /metrics, /flows, /debug/pprof
+//	admin.go    /healthz, /readyz, /metrics, /flows, /agents, /debug/pprof
 //	metrics.go  the packages' counters, rendered for Prometheus
 //
 // The other files hold one command each (check, cert, demo, ping, version) or one thing of the

@@ -96,7 +96,7 @@ func (r *runFlags) addRun(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&r.allow, "allow", nil, "let `PRINCIPAL` in besides the own namespace, such as cluster.local/ns/shop/* (repeatable)")
 	fs.StringArrayVar(&r.policy, "policy", nil, "decide by the rules in `FILE`, see 'gateway policy' (repeatable)")
 	fs.StringArrayVar(&r.egress, "egress", nil, "be an egress for `NAME|CIDR`: a name, *.name, address or range, each with :port if only that, or * (repeatable)")
-	fs.StringVar(&r.admin, "admin", "", "serve /healthz /readyz /metrics /flows /debug/pprof on `ADDR`")
+	fs.StringVar(&r.admin, "admin", "", "serve /healthz /readyz /metrics /flows /agents /debug/pprof on `ADDR`")
 	fs.BoolVar(&r.openAdmin, "open-admin", false, "let the admin address be one that other hosts reach")
 	fs.Var(&r.memory, "memory", "budget of the process, such as 512MiB (default: half of what there is)")
 	fs.DurationVar(&r.drain, "drain", defaultDrain, "how long live flows may run on after SIGTERM")

@@ -104,6 +104,8 @@ func (c *collector) counters() {
 	add("issuer_refresh_failures_total", "Times that the keys of an issuer could not be read.", func(*tunnel.Stats) int64 { return c.tokens.refreshesFailed.Load() })
 	add("retries_total", "Tunnels asked for again because a hop had not processed the request.", func(s *tunnel.Stats) int64 { return s.Retries })
 	add("abandoned_total", "Requests whose app went away and that were left to end by themselves.", func(s *tunnel.Stats) int64 { return s.Abandoned })
+	add("agents_refused_total", "Registrations of agents that were refused or cut off.", func(s *tunnel.Stats) int64 { return s.AgentsRefused })
+	add("agent_claims_refused_total", "Names that an agent claimed and did not get.", func(s *tunnel.Stats) int64 { return s.ClaimsRefused })
 	add("limit_waits_total", "Times that bytes had to wait for a limit of policy.", func(s *tunnel.Stats) int64 { return s.LimitWaits })
 	add("limit_shared_total", "Flows counted together with strangers, because the table of limits was full.", func(s *tunnel.Stats) int64 { return s.LimitShared })
 	for _, one := range []struct {
@@ -129,6 +131,7 @@ func (c *collector) gauges() {
 	add("active_flows", "Flows that are not over.", func(s *tunnel.Stats) int64 { return s.Active })
 	add("connections", "Accepted connections that are open.", func(s *tunnel.Stats) int64 { return s.Connections })
 	add("transports", "Connections to hops that are open.", func(s *tunnel.Stats) int64 { return s.Transports })
+	add("agents", "Connections of agents that are registered.", func(s *tunnel.Stats) int64 { return s.Agents })
 	add("limit_waiting", "Directions of flows that wait for a limit of policy.", func(s *tunnel.Stats) int64 { return s.LimitWaiting })
 	add("limit_counts", "Counts of limits in the table, one for each limit and identity.", func(s *tunnel.Stats) int64 { return s.LimitCounts })
 	add("buffer_bytes", "Bytes of stream buffers in use.", func(*tunnel.Stats) int64 { return c.budget.Used() })
