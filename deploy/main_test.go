@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	if err := os.Chmod(buildDir, 0o755); err != nil { // also users without rights start the program
+		fmt.Fprintln(os.Stderr, err)
+	}
 	code := m.Run()
 	_ = os.RemoveAll(buildDir) // a folder of ours
 	os.Exit(code)

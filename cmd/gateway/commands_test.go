@@ -12,8 +12,6 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -152,49 +150,6 @@ func TestUsersFileIsChecked(t *testing.T) {
 	code, _, stderr := runGateway(t, "check", "-c", file)
 	if code != exitUsage || !strings.Contains(stderr, "gw.yaml:2: usersFile: ") {
 		t.Errorf("check = %d, %q, want the users file's fault at its line", code, stderr)
-	}
-}
-
-func TestExamplesAreRight(t *testing.T) {
-	files, err := filepath.Glob("../../deploy/examples/*.yaml")
-	if err != nil || len(files) < 4 {
-		t.Fatalf("examples = %v, %v, want at least four", files, err)
-	}
-	for _, file := range files {
-		t.Run(filepath.Base(file), func(t *testing.T) {
-			var out tunneltest.Log
-			if code := execute(t.Context(), []string{"check", "--no-files", "-c", file}, &out, &out); code != 0 {
-				t.Errorf("check = %d: %s", code, out.String())
-			}
-			text, err := os.ReadFile(file)
-			if err != nil || !strings.Contains("\n"+string(text), "\nlisteners:") {
-				t.Errorf("no line begins with listeners: (%v)", err)
-			}
-		})
-	}
-}
-
-// The commands of the units are ones that there are.
-func TestUnitsAreRight(t *testing.T) {
-	files, err := filepath.Glob("../../deploy/systemd/*.service")
-	if err != nil || len(files) < 2 {
-		t.Fatalf("units = %v, %v, want two at least", files, err)
-	}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		commands := regexp.MustCompile(`(?m)^Exec(?:Start|Stop)=/usr/local/bin/gateway (.*)$`).FindAllStringSubmatch(string(text), -1)
-		if len(commands) == 0 {
-			t.Errorf("%s starts nothing", file)
-		}
-		for _, c := range commands {
-			var out tunneltest.Log
-			if code := execute(t.Context(), append(strings.Fields(c[1]), "--help"), &out, &out); code != 0 {
-				t.Errorf("%s: gateway %s = %d: %s", file, c[1], code, out.String())
-			}
-		}
 	}
 }
 
