@@ -30,6 +30,7 @@ const (
 	tlsMaxRecord     = 1<<14 + 256
 	tlsServerName    = 0
 	tlsHostName      = 0
+	tlsVersionBytes  = 2
 	tlsRandomBytes   = 32
 )
 
@@ -55,22 +56,57 @@ const (
 // What an app says is not what it does: a flow that was let pass because of a name must go to that name, and not to the
 // address that it was caught with.
 func Sniff(c *Conn, timeout time.Duration) (name string, isTLS bool) {
+	c.lookAhead(timeout, func(b []byte) (more bool) {
+		name, more = nameIn(b)
+		isTLS = name != "" && b[0] == tlsHandshake
+		return more
+	})
+	return name, isTLS
+}
+
+// Hello is what a TLS client says first, and in plain text (RFC 8446, section 4.1.2).
+type Hello struct {
+	// ServerName is the name that it wants, in lower case; "" where it says none, an address, or what is no name.
+	ServerName string
+	// Random is the client's, which tells one connection from every other.
+	Random [tlsRandomBytes]byte
+}
+
+// PeekHello looks at the ClientHello on c, and leaves it there as Sniff does, within the same bounds. ok is false where none
+// came in time, or something else.
+func PeekHello(c *Conn, timeout time.Duration) (h Hello, ok bool) {
+	c.lookAhead(timeout, func(b []byte) (more bool) {
+		if len(b) == 0 {
+			return true
+		}
+		body, more := helloIn(b)
+		if body == nil {
+			return more
+		}
+		if ok = len(body) >= tlsVersionBytes+tlsRandomBytes; ok {
+			copy(h.Random[:], body[tlsVersionBytes:])
+			h.ServerName = usable(serverName(body))
+		}
+		return false
+	})
+	return h, ok
+}
+
+// lookAhead calls look with the first bytes of c, again each time that more have come, until look wants no more, 16 KiB are
+// there or the time is over. They stay where they are.
+func (c *Conn) lookAhead(timeout time.Duration, look func([]byte) (more bool)) {
 	if c.SetReadDeadline(time.Now().Add(timeout)) != nil {
-		return "", false // it is closed
+		return // it is closed
 	}
 	defer c.SetReadDeadline(time.Time{})
 	buf := sniffBuffers.Get().(*[]byte)
 	defer sniffBuffers.Put(buf)
-	look := func(b []byte) (more bool) {
-		name, more = nameIn(b)
-		isTLS = name != "" && b[0] == tlsHandshake
-		return more && len(b) < maxSniffBytes
-	}
-	if len(c.ahead) == 0 && peek(c.Conn, *buf, look) {
-		return name, isTLS
+	bounded := func(b []byte) bool { return look(b) && len(b) < maxSniffBytes }
+	if len(c.ahead) == 0 && peek(c.Conn, *buf, bounded) {
+		return
 	}
 	b := append((*buf)[:0], c.ahead...)
-	for len(b) < maxSniffBytes && look(b) {
+	for len(b) < maxSniffBytes && bounded(b) {
 		n, err := c.Conn.Read((*buf)[len(b):])
 		b = (*buf)[:len(b)+n]
 		if err != nil { // it will be told again
@@ -79,7 +115,6 @@ func Sniff(c *Conn, timeout time.Duration) (name string, isTLS bool) {
 		}
 	}
 	c.ahead = bytes.Clone(b)
-	return name, isTLS
 }
 
 // sniffBuffers holds *[]byte of maxSniffBytes.
@@ -103,43 +138,58 @@ func nameIn(b []byte) (name string, more bool) {
 	if name == "" {
 		return "", more
 	}
-	if _, err := netip.ParseAddr(strings.Trim(name, "[]")); err == nil {
-		return "", false // an address says nothing new
+	return usable(name), false
+}
+
+// usable returns what an app says is a name in the one spelling that names have here, "" where it is none. An address says
+// nothing new.
+func usable(name string) string {
+	if _, err := netip.ParseAddr(strings.Trim(name, "[]")); err == nil || name == "" {
+		return ""
 	}
 	host, err := parseName(name)
 	if err != nil {
-		return "", false
+		return ""
 	}
-	return host, false
+	return host
 }
 
-// nameInTLS returns the server name of a ClientHello, which may be split over records.
+// nameInTLS returns the server name of a ClientHello.
 func nameInTLS(b []byte) (name string, more bool) {
+	body, more := helloIn(b)
+	if body == nil {
+		return "", more
+	}
+	return serverName(body), false
+}
+
+// helloIn returns the body of a ClientHello, which may be split over records; nil: it is none, or more of it has to come.
+func helloIn(b []byte) (body []byte, more bool) {
 	hello := make([]byte, 0, 2048)
 	for {
 		if len(b) < tlsRecordHeader {
-			return "", len(b) < 2 || b[0] == tlsHandshake && b[1] == 3
+			return nil, len(b) < 2 || b[0] == tlsHandshake && b[1] == 3
 		}
 		n := int(binary.BigEndian.Uint16(b[3:]))
 		if b[0] != tlsHandshake || b[1] != 3 || n == 0 || n > tlsMaxRecord {
-			return "", false
+			return nil, false
 		}
 		b = b[tlsRecordHeader:]
 		hello = append(hello, b[:min(n, len(b))]...)
 		if len(hello) > 0 && hello[0] != tlsClientHello {
-			return "", false
+			return nil, false
 		}
 		if len(hello) >= tlsMessageHeader {
 			size := int(hello[1])<<16 | int(hello[2])<<8 | int(hello[3])
 			if size > maxSniffBytes {
-				return "", false
+				return nil, false
 			}
 			if body := hello[tlsMessageHeader:]; len(body) >= size {
-				return serverName(body[:size]), false
+				return body[:size], false
 			}
 		}
 		if len(b) < n {
-			return "", true
+			return nil, true
 		}
 		b = b[n:]
 	}
@@ -163,7 +213,7 @@ func field(b []byte, sizeBytes int) (v, rest []byte, ok bool) {
 
 // serverName returns the server name in the body of a ClientHello, "" if it has none.
 func serverName(b []byte) string {
-	const fixed = 2 + tlsRandomBytes
+	const fixed = tlsVersionBytes + tlsRandomBytes
 	if len(b) < fixed {
 		return ""
 	}

@@ -55,13 +55,14 @@ type listenerConf struct {
 	xTun           *xTun                       // takes requests with x-tun; nil: none
 	proxyTLS       func() (*tls.Config, error) // for connections of proxies of others; nil: they are plain
 	identities     map[string]spiffe.ID        // of users
+	passTLS        bool                        // TLS whose server name leads somewhere is passed on
 	sniff          time.Duration               // how long a name is looked for; 0: not at all
 	maxConnections int64                       // 0: no limit
 }
 
 // newConf makes what a listener does with its connections.
 func (g *Gateway) newConf(c *ListenerConfig) (*listenerConf, error) {
-	conf := &listenerConf{name: c.Name, kind: c.Kind, agents: len(c.Agents) > 0, capture: c.isCapture(), proxy: c.isProxy(), maxConnections: int64(c.MaxConnections)}
+	conf := &listenerConf{name: c.Name, kind: c.Kind, agents: len(c.Agents) > 0, capture: c.isCapture(), proxy: c.isProxy(), passTLS: c.SNIPassthrough, maxConnections: int64(c.MaxConnections)}
 	if err := g.addWay(conf, c); err != nil {
 		return nil, err
 	}
@@ -301,7 +302,14 @@ func (l *listener) serveConn(nc net.Conn, conf *listenerConf) {
 		l.meetProxy(nc, conf)
 		return
 	case conf.way == nil:
-		if s := l.meet(nc, conf, nil); s != nil {
+		until := time.Now().Add(l.g.plan.Load().timeouts.Handshake)
+		if conf.passTLS {
+			var passed bool
+			if nc, passed = l.passTLS(nc, conf, until); passed {
+				return // connEnded is called by the flow's end
+			}
+		}
+		if s := l.meet(nc, conf, nil, until); s != nil {
 			go s.attend() // ends with the connection, and calls connEnded
 			return
 		}

@@ -56,12 +56,12 @@ type trust struct {
 	trusted bool
 }
 
-// meet authenticates a peer and begins to serve the streams of its connection, which may be inside of a request; nil where
-// there is none.
-func (l *listener) meet(nc net.Conn, conf *listenerConf, inside *outerRequest) *serverConn {
+// meet authenticates a peer, by until, and begins to serve the streams of its connection, which may be inside of a request;
+// nil where there is none.
+func (l *listener) meet(nc net.Conn, conf *listenerConf, inside *outerRequest, until time.Time) *serverConn {
 	g := l.g
 	checked := g.rechecks.Load()
-	tc, proof, err := l.authenticate(nc, conf)
+	tc, proof, err := l.authenticate(nc, conf, until)
 	if err != nil {
 		g.stats.tlsRefused.add(1)
 		l.logRefused(nc, conf, err)
@@ -127,8 +127,8 @@ func (s *serverConn) attend() {
 
 // authenticate does the TLS handshake with a peer and returns who it is. ALPN is h2, or nothing at all, as
 // ztunnel accepts.
-func (l *listener) authenticate(nc net.Conn, conf *listenerConf) (*tls.Conn, *proof, error) {
-	ctx, cancel := context.WithTimeout(l.g.grace, l.g.plan.Load().timeouts.Handshake)
+func (l *listener) authenticate(nc net.Conn, conf *listenerConf, until time.Time) (*tls.Conn, *proof, error) {
+	ctx, cancel := context.WithDeadline(l.g.grace, until)
 	defer cancel()
 	tc := tls.Server(h2.NewGate(nc), l.forAgents(l.g.env.ServerTLS(conf.name)))
 	if err := tc.HandshakeContext(ctx); err != nil {
@@ -209,6 +209,7 @@ func (s *serverConn) newFlow(head *h2.Header, conf *listenerConf) *Flow {
 	r := &Request{
 		Dialled: s.dialled, Baggage: strings.Join(head.Values(fieldBaggage), ","), Forwarded: strings.Join(head.Values(fieldForwarded), ", "),
 		Traceparent: head.Get(fieldTraceparent), Tracestate: strings.Join(head.Values(fieldTracestate), ","),
+		Network: head.Get(fieldNetwork), SentBy: head.Get(fieldSource),
 	}
 	if s.g.env.VerifyToken != nil {
 		r.fields = head
@@ -218,6 +219,9 @@ func (s *serverConn) newFlow(head *h2.Header, conf *listenerConf) *Flow {
 	f.passed = s.passedOf(head.Values(fieldVia))
 	if from := forwardedFor(r.Forwarded); from.IsValid() {
 		f.show().remote = from
+	}
+	if r.Network != "" {
+		f.show().network = r.Network
 	}
 	f.trace = traceOf(head.Get(fieldTraceparent)) // to be shown, so whether it is believed does not matter
 	switch why := s.disowned.Load(); {

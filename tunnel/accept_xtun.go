@@ -274,7 +274,7 @@ func (l *listener) logOuterRefused(from string, conf *listenerConf, err error) {
 // over is called when it is over.
 func (l *listener) serveInner(nc net.Conn, conf *listenerConf, r *outerRequest, leave, over func()) {
 	l.connBegun()
-	s := l.meet(nc, conf, r)
+	s := l.meet(nc, conf, r, time.Now().Add(l.g.plan.Load().timeouts.Handshake))
 	leave()
 	if s == nil {
 		l.connEnded()

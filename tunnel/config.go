@@ -104,6 +104,11 @@ type ListenerConfig struct {
 	// Offer says for ports that flows to Names and to the addresses of the own key ask for where an `agent` listener takes
 	// them: `{80: "127.0.0.1:8080"}`. What is offered needs no route.
 	Offer map[uint16]string `yaml:"offer"`
+	// SNIPassthrough has an `hbone` listener pass on TLS that is not for itself, unopened, to where its server name leads:
+	// `outbound_.PORT_.SUBSET_.HOST`, as Istio writes it (the subset is not looked at), to that port of the host; another name,
+	// where a route of the listener names it, to port 443 of it. Such flows have no identity here, so the route needs
+	// `from: any`. All else is HBONE. It costs each connection a look at its first bytes.
+	SNIPassthrough bool `yaml:"sniPassthrough"`
 	// MaxConnections is how many accepted connections may be open at once; above it new ones are closed
 	// at once. Default 100000; negative: no limit but that of the system.
 	MaxConnections int `yaml:"maxConnections"`
@@ -186,6 +191,9 @@ type HopConfig struct {
 	// this hop: mutual TLS from end to end, of which the hop sees nothing (double HBONE). It counts where the hop is the last
 	// of a route; where another one follows, that is what runs inside.
 	Inner *InnerConfig `yaml:"inner"`
+	// IstioSource is what this gateway tells the hop to be (`x-istio-source`): `waypoint`, `gateway` or `sidecar`. An east-west
+	// gateway leads flows of a waypoint past the waypoint. Default: nothing is told.
+	IstioSource string `yaml:"istioSource"`
 	// Connections is over how many connections flows to the hop are spread when several live at a time or
 	// follow closely, so that one does not have to wait behind another; more are opened when these are full.
 	// Default the number of processors, at most 4.
@@ -261,6 +269,16 @@ type RouteConfig struct {
 	// Agents sends the flows to the agent that has registered under the destination's name or, where that is the
 	// address of a key (`fd00::/8`), under this. Of several the one with the fewest flows gets it.
 	Agents bool `yaml:"agents"`
+	// IstioSource are the kinds of gateway that send flows which match (`x-istio-source`): `waypoint`, `gateway`, `sidecar`, as
+	// far as a peer in TrustHeaders says so. So flows that come from a waypoint take one route, and others, forged ones included,
+	// another one that leads to the waypoint. Default: all flows, whatever is said.
+	IstioSource []string `yaml:"istioSource"`
+	// Inner is `pass` where what flows carry is a tunnel for the workload at the destination (double HBONE). It is not opened:
+	// the flow goes to the destination's address, but to InnerPort of it, as it is. For a flow that a tunnel has brought, and
+	// without Via.
+	Inner string `yaml:"inner"`
+	// InnerPort is where workloads take inner tunnels. Default 15008.
+	InnerPort uint16 `yaml:"innerPort"`
 	// Via is the chain of hops, nearest first: names from Hops, or `host:port`. Empty: this
 	// gateway connects to the destination itself.
 	Via []string `yaml:"via"`
@@ -291,11 +309,15 @@ const (
 	expiryEnd   = "end"
 )
 
-// Values of RouteConfig.From and RouteConfig.Source.
+// Values of RouteConfig.From, RouteConfig.Source and RouteConfig.Inner.
 const (
 	fromAny    = "any"
 	keepSource = "keep"
+	passInner  = "pass"
 )
+
+// hbonePort is where a workload takes tunnels, as in Istio.
+const hbonePort = 15008
 
 // TimeoutConfig bounds how long things may take and how long flows may last.
 type TimeoutConfig struct {

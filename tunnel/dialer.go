@@ -60,7 +60,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	p := d.g.plan.Load()
 	ctx, cancel := context.WithTimeout(ctx, p.timeouts.Open)
 	defer cancel()
-	s, _, err := d.g.pool.connect(ctx, d.chain, &ConnectRequest{Target: t, Baggage: p.baggage, Traceparent: nextTraceparent("")})
+	s, _, err := d.g.pool.connect(ctx, d.chain.to(t), &ConnectRequest{Target: t, Baggage: p.baggage, Traceparent: nextTraceparent("")})
 	if err != nil {
 		return nil, fail(err)
 	}

@@ -89,6 +89,9 @@ type Request struct {
 	Dialled netip.Addr
 	// Baggage, Forwarded, Traceparent and Tracestate are fields of the request that may be believed.
 	Baggage, Forwarded, Traceparent, Tracestate string
+	// Network is the network that the flow comes from, where it has left that, and SentBy what the peer is that has sent it on
+	// ("waypoint", "gateway", "sidecar"), as it says and may be believed.
+	Network, SentBy string
 
 	fields *h2.Header // of the request, where a token may be; nil: none
 

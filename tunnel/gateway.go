@@ -149,6 +149,7 @@ type Gateway struct {
 	longCapsules datagram.Room // of all flows of datagrams
 	loops        loops
 	agents       agentTable
+	hellos       hellos
 	limits       limitTable
 	asking       atomic.Pointer[context.CancelFunc] // ends the questions about live flows; nil: there were none
 

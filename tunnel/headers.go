@@ -20,6 +20,7 @@ const (
 	fieldTracestate  = "tracestate"
 	fieldVia         = "via"
 	fieldNetwork     = "x-forwarded-network"
+	fieldSource      = "x-istio-source"
 	fieldProxyStatus = "proxy-status"
 )
 
@@ -27,18 +28,29 @@ const (
 	// maxTrustedLen bounds each field that is believed and passed on: W3C Baggage, section 3.3.2, lets
 	// 8192 bytes be dropped above.
 	maxTrustedLen = 8192
+	// maxNetworkLen bounds the name of a network, which is a label in Kubernetes.
+	maxNetworkLen = 63
 	// maxTracestateLen and maxTracestateMembers bound a tracestate: W3C Trace Context, section 3.3.1.5, asks for 512 bytes to
 	// be passed on, and section 3.3.1.1 has at most 32 members.
 	maxTracestateLen     = 512
 	maxTracestateMembers = 32
 )
 
+// senders are the values of x-istio-source: what a gateway is that sends a tunnel on (HBONE.md).
+var senders = []string{"waypoint", "gateway", "sidecar"}
+
 // believe leaves in r what may be believed: all of it from a peer that policy trusts with it, nothing from others. Without
 // trust, forged fields end at this hop.
 func (r *Request) believe(trusted bool) {
 	if !trusted {
-		r.Baggage, r.Forwarded, r.Traceparent, r.Tracestate = "", "", "", ""
+		r.Baggage, r.Forwarded, r.Traceparent, r.Tracestate, r.Network, r.SentBy = "", "", "", "", "", ""
 		return
+	}
+	if !isName(r.Network) || len(r.Network) > maxNetworkLen {
+		r.Network = ""
+	}
+	if !slices.Contains(senders, r.SentBy) {
+		r.SentBy = ""
 	}
 	for _, field := range []*string{&r.Baggage, &r.Forwarded} {
 		if len(*field) > maxTrustedLen {

@@ -22,6 +22,7 @@ type Hop struct {
 	streamsPerConn int
 	spread         int // connections that flows are spread over
 	inner          *inner
+	sentBy         string // what this gateway tells it to be
 	perTarget      bool   // it is a workload, to which an inner tunnel leads
 	outer          *outer // it is a proxy of others; nil: a gateway
 }
@@ -38,9 +39,13 @@ type endpoint struct {
 	weight int
 }
 
+// emptyIdentities is what is wrong with an inner tunnel to nobody. ztunnel takes such a list for that, too.
+const emptyIdentities = "identities is an empty list, so that it could never connect; name who the workload may be, or leave it out for " +
+	"anybody of this gateway's trust domain and namespace"
+
 // newHop makes the Hop called name of its configuration, which has been validated.
 func newHop(name string, c *HopConfig) (*Hop, error) {
-	h := &Hop{Name: name, Transport: c.Transport, streamsPerConn: c.StreamsPerConnection, spread: c.Connections}
+	h := &Hop{Name: name, Transport: c.Transport, streamsPerConn: c.StreamsPerConnection, spread: c.Connections, sentBy: c.IstioSource}
 	if h.streamsPerConn <= 0 {
 		h.streamsPerConn = defaultStreamsPerConn
 	}
@@ -71,6 +76,9 @@ func newHop(name string, c *HopConfig) (*Hop, error) {
 		}
 		h.Identities = []spiffe.ID{id}
 	}
+	if c.Inner != nil && c.Inner.Identities != nil && len(c.Inner.Identities) == 0 {
+		return nil, fmt.Errorf("hop %s: inner.%s", name, emptyIdentities)
+	}
 	if c.Inner != nil {
 		h.inner = &inner{network: c.Inner.Network}
 		for _, text := range c.Inner.Identities {
@@ -91,7 +99,7 @@ func newHop(name string, c *HopConfig) (*Hop, error) {
 // address or identity is another hop.
 func (h *Hop) key() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s %s %d %d", h.Name, h.Transport, h.Identities, h.streamsPerConn, h.spread)
+	fmt.Fprintf(&b, "%s %s %s %d %d %s", h.Name, h.Transport, h.Identities, h.streamsPerConn, h.spread, h.sentBy)
 	for _, e := range h.endpoints {
 		fmt.Fprintf(&b, " %s*%d", e.target, e.weight)
 	}

@@ -21,6 +21,8 @@ func (g *Gateway) openConnect(ctx context.Context, f *Flow, early *Early) (Conn,
 	c := f.via.chain.to(f.Target)
 	if c != f.via.chain {
 		req.Network = f.via.chain.last.inner.network
+	} else {
+		req.SentBy = c.last.sentBy
 	}
 	s, _, err := g.pool.connect(ctx, c, req)
 	if err != nil {
@@ -95,7 +97,7 @@ func (g *Gateway) reach(ctx context.Context, c *chain, addr Target) (net.Conn, e
 	if c.rest == nil {
 		return g.dialHop(ctx, c.last, addr)
 	}
-	s, _, err := g.pool.connect(ctx, c.rest, &ConnectRequest{Target: addr, Baggage: g.plan.Load().baggage, Traceparent: nextTraceparent(""), Via: g.via})
+	s, _, err := g.pool.connect(ctx, c.rest, &ConnectRequest{Target: addr, SentBy: c.rest.last.sentBy, Baggage: g.plan.Load().baggage, Traceparent: nextTraceparent(""), Via: g.via})
 	return s, err
 }
 

@@ -52,9 +52,16 @@ func (g *Gateway) openDirect(ctx context.Context, f *Flow) (Conn, error) {
 			return nil, prohibited(d)
 		}
 	}
+	port := t.Port
+	if f.via.inner != 0 {
+		if f.UDP {
+			return nil, &Error{Cause: CauseConfiguration, Reason: "datagrams are no inner tunnel, and the route that takes them has inner: pass"}
+		}
+		port = f.via.inner
+	}
 	for _, a := range addrs {
-		if f.plan.own.listensOn(netip.AddrPortFrom(a, t.Port)) {
-			return nil, &Error{Cause: CauseLoop, Reason: fmt.Sprintf("this gateway itself listens on %s", netip.AddrPortFrom(a, t.Port))}
+		if f.plan.own.listensOn(netip.AddrPortFrom(a, port)) {
+			return nil, &Error{Cause: CauseLoop, Reason: fmt.Sprintf("this gateway itself listens on %s", netip.AddrPortFrom(a, port))}
 		}
 	}
 	g.stats.dials.add(1)
@@ -66,7 +73,7 @@ func (g *Gateway) openDirect(ctx context.Context, f *Flow) (Conn, error) {
 		dial = f.dialAsSource
 	}
 	began := time.Now()
-	nc, err := dialAny(ctx, dial, addrs, t.Port)
+	nc, err := dialAny(ctx, dial, addrs, port)
 	f.times.since(phaseDial, began)
 	if err != nil {
 		g.stats.dialFailures.add(1)

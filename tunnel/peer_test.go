@@ -51,12 +51,25 @@ func newPeer(t *testing.T, n *memnet.Net, id *tunneltest.Identity, from, address
 		nc.Close()
 		return nil, err
 	}
+	return peerOver(t, tc), nil
+}
+
+// peerOver speaks HTTP/2 over a connection to a gateway.
+func peerOver(t *testing.T, tc *tls.Conn) *peer {
+	t.Helper()
 	c, err := h2.NewClient(tc, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	return &peer{t: t, conn: c}, nil
+	return &peer{t: t, conn: c}
+}
+
+// resolveTo is tunnel.Env.Resolve where every name has one address.
+func resolveTo(addr string) func(context.Context, string) ([]netip.Addr, error) {
+	return func(context.Context, string) ([]netip.Addr, error) {
+		return []netip.Addr{netip.MustParseAddr(addr)}, nil
+	}
 }
 
 // mustPeer is newPeer where the gateway takes the peer.

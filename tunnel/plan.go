@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -194,6 +195,10 @@ func (p *plan) addOffer(c *Config, i int) error {
 
 func (p *plan) newRoute(name string, c *Config, rc *RouteConfig, hops map[string]*Hop) (*route, error) {
 	r := &route{name: name, matchers: compileMatchers(rc), ports: rc.Ports, fromAny: rc.From == fromAny, keep: rc.Source == keepSource, agents: rc.Agents, tls: rc.TLS}
+	r.sentBy = rc.IstioSource
+	if rc.Inner == passInner {
+		r.inner = cmp.Or(rc.InnerPort, hbonePort)
+	}
 	if rc.Agents {
 		return r, nil
 	}

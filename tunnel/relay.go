@@ -69,7 +69,7 @@ func (g *Gateway) decide(f *Flow) error {
 	}
 	f.local = p.isLocal(f.Target, f.Request.Dialled)
 	for _, r := range l.routes {
-		if m := r.match(f.Target, f.local); m != nil {
+		if m := r.match(f.Target, f.local); m != nil && r.fits(f.Request.SentBy) {
 			f.via, f.named = r, m.names()
 			break
 		}

@@ -21,9 +21,11 @@ type route struct {
 	matchers []matcher // what it takes
 	ports    []uint16  // none: every port
 	fromAny  bool
+	sentBy   []string       // by what; none: by anybody
 	keep     bool           // the destination sees where the flow came from
 	tls      *TLSConfig     // spoken with the destination; nil: nothing is
 	agents   bool           // flows go to agents that have registered here
+	inner    uint16         // the port of workloads where what is carried goes, a tunnel that is not opened; 0: it is none
 	chain    *chain         // nil, and agents is not set: this gateway connects to the destination itself
 	guard    *policy.Egress // opens what a direct route names; nil where it names nothing
 }
@@ -128,6 +130,11 @@ func (m *matcher) covers(o *matcher, port uint16) bool {
 		return (o.kind == matchName && len(o.name) > len(m.name) || o.kind == matchBelow) && strings.HasSuffix(o.name, m.name)
 	}
 	return o.kind == matchAddrs && m.prefix.Bits() <= o.prefix.Bits() && m.prefix.Contains(o.prefix.Addr())
+}
+
+// fits reports whether r takes flows that are sent by such a gateway, "" for what none has said.
+func (r *route) fits(sentBy string) bool {
+	return len(r.sentBy) == 0 || slices.Contains(r.sentBy, sentBy)
 }
 
 // match returns the matcher of r that takes t, nil if none does.

@@ -177,6 +177,19 @@ func TestValidate(t *testing.T) {
 		{"strict on another kind", func(c *Config) { c.Listeners[0].Strict = true }, "listeners[0].strict", "tproxy"},
 		{"captured on another kind", func(c *Config) { c.Listeners[0].Captured = true }, "listeners[0].captured", "dns"},
 		{"source", func(c *Config) { c.Routes[1].Source = "hide" }, "routes[1].source", "keep"},
+		{"server names on another kind", func(c *Config) { c.Listeners[0].SNIPassthrough = true }, "listeners[0].sniPassthrough", "hbone"},
+		{"inner", func(c *Config) { c.Routes[1].Inner = "open" }, "routes[1].inner", "pass"},
+		{"inner beyond a hop", func(c *Config) { c.Routes[0].Inner = "pass" }, "routes[0].inner", "before the workload"},
+		{"port of no inner tunnel", func(c *Config) { c.Routes[1].InnerPort = 1 }, "routes[1].innerPort", "inner: pass"},
+		{"inner tunnel to nobody", func(c *Config) {
+			c.Hops["east"] = HopConfig{Address: "a:1", Inner: &InnerConfig{Identities: []string{}}}
+		}, "hops.east.inner.identities", "never connect"},
+		{"kind of a sender", func(c *Config) { c.Routes[1].IstioSource = []string{"waypoint", "way"} }, "routes[1].istioSource[1]", "waypoint, gateway, sidecar"},
+		{"no kind of a sender", func(c *Config) { c.Routes[1].IstioSource = []string{} }, "routes[1].istioSource", "never match"},
+		{"kind of ours", func(c *Config) { c.Hops["east"] = HopConfig{Address: "a:1", IstioSource: "egress"} }, "hops.east.istioSource", "waypoint"},
+		{"a route for a sender takes not all", func(c *Config) {
+			c.Routes = append([]RouteConfig{{IstioSource: []string{"waypoint"}, Via: []string{"lb"}}}, c.Routes...)
+		}, "", ""},
 		{"source beyond a hop", func(c *Config) { c.Routes[0].Source = "keep" }, "routes[0].source", "next hop"},
 		{"hop without address", func(c *Config) { c.Hops["east"] = HopConfig{} }, "hops.east", "no address"},
 		{"hop with both", func(c *Config) {

@@ -28,6 +28,7 @@ type shown struct {
 	token    *Token       // nil: none, or badToken says why it is not valid
 	badToken string       // "": none was shown, or it is valid
 	addrs    []netip.Addr // of the name, that policy was asked about
+	network  string       // that it comes from, as a peer that is trusted with that has told; for the record alone
 }
 
 // show returns what else is known of the flow, to be filled in.
@@ -157,6 +158,9 @@ func (s *shown) question(attrs []slog.Attr) []slog.Attr {
 	}
 	if s.remote.IsValid() {
 		attrs = append(attrs, slog.String("remote", s.remote.String()))
+	}
+	if s.network != "" {
+		attrs = append(attrs, slog.String("from_network", s.network))
 	}
 	if s.token != nil {
 		attrs = append(attrs, slog.String("token", s.token.name()))

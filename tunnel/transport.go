@@ -78,6 +78,8 @@ type ConnectRequest struct {
 	Early *Early
 	// Network is the network where the flow comes from, where it has left that (x-forwarded-network).
 	Network string
+	// SentBy is what this gateway is for the hop (x-istio-source).
+	SentBy string
 	// Via is the gateways that have passed the flow on, this one included (RFC 9110, section 7.6.3); "" where it began, at
 	// one that it cannot come back to.
 	Via string

@@ -136,6 +136,7 @@ func connectHeader(req *ConnectRequest) *h2.Header {
 		{Name: fieldTraceparent, Value: req.Traceparent, Sensitive: true},
 		{Name: fieldTracestate, Value: req.Tracestate, Sensitive: true},
 		{Name: fieldNetwork, Value: req.Network},
+		{Name: fieldSource, Value: req.SentBy},
 		{Name: fieldVia, Value: req.Via},
 	} {
 		if f.Value != "" {

@@ -189,6 +189,9 @@ func (v *validator) listenerKind(at string, l *ListenerConfig) {
 	if l.Strict && !l.isCapture() {
 		v.note(at+".strict", "only a listener of kind tproxy or redirect can be strict; remove strict")
 	}
+	if l.SNIPassthrough && l.Kind != KindHBONE {
+		v.note(at+".sniPassthrough", "only a listener of kind hbone has that; remove sniPassthrough")
+	}
 	if l.Captured && l.Kind != KindDNS {
 		v.note(at+".captured", "only a listener of kind dns has that; remove captured")
 	}
@@ -272,6 +275,9 @@ func (v *validator) hop(name string, h *HopConfig) {
 	if h.StreamsPerConnection < 0 {
 		v.note(at+".streamsPerConnection", "streamsPerConnection is negative; it should be 1 or more, or left out")
 	}
+	if h.IstioSource != "" {
+		v.sender(at+".istioSource", h.IstioSource)
+	}
 	if h.Connections < 0 {
 		v.note(at+".connections", "the number is negative; it should be 1 or more, or left out")
 	}
@@ -281,6 +287,9 @@ func (v *validator) hop(name string, h *HopConfig) {
 		}
 	}
 	if h.Inner != nil {
+		if h.Inner.Identities != nil && len(h.Inner.Identities) == 0 {
+			v.note(at+".inner.identities", "%s", emptyIdentities)
+		}
 		for i, id := range h.Inner.Identities {
 			if _, err := spiffe.ParseName(id); err != nil {
 				v.note(fmt.Sprintf("%s.inner.identities[%d]", at, i), "%v; it should be like spiffe://cluster.local/ns/shop/sa/orders", err)

@@ -45,6 +45,7 @@ func (v *validator) route(i int, listeners []string) {
 	}{
 		{"listeners", r.Listeners != nil && len(r.Listeners) == 0}, {"hosts", r.Hosts != nil && len(r.Hosts) == 0},
 		{"destinations", r.Destinations != nil && len(r.Destinations) == 0}, {"ports", r.Ports != nil && len(r.Ports) == 0},
+		{"istioSource", r.IstioSource != nil && len(r.IstioSource) == 0},
 	} {
 		if list.empty {
 			v.note(at+"."+list.name, "%s is an empty list, so that the route would never match; leave it out to match all", list.name)
@@ -72,6 +73,10 @@ func (v *validator) route(i int, listeners []string) {
 	}
 	v.tls(at+".tls", r.TLS)
 	v.toAgents(at+".agents", r)
+	v.inner(at, r)
+	for j, kind := range r.IstioSource {
+		v.sender(fmt.Sprintf("%s.istioSource[%d]", at, j), kind)
+	}
 	v.entries(at, r)
 	v.hops(at, r.Via)
 }
@@ -215,7 +220,7 @@ func (v *validator) shadowedBy(i int, sound []bool, all []string) []string {
 func (v *validator) taker(i int, sound []bool, listener string, m *matcher, port uint16) int {
 	for j := range i {
 		r := &v.cfg.Routes[j]
-		if !sound[j] || len(r.Listeners) > 0 && !slices.Contains(r.Listeners, listener) ||
+		if !sound[j] || len(r.IstioSource) > 0 || len(r.Listeners) > 0 && !slices.Contains(r.Listeners, listener) ||
 			len(r.Ports) > 0 && !slices.Contains(r.Ports, port) {
 			continue
 		}
