@@ -10,8 +10,9 @@ HOURS     ?= 1
 ROUNDS    ?= 5
 PAIRS     ?=
 MEASURES  ?=
+PARTS     ?=
 # A part of the comparison shall not take the place of the whole.
-OUT       ?= $(if $(PAIRS)$(MEASURES),.build/results,bench)
+OUT       ?= $(if $(PAIRS)$(MEASURES)$(PARTS),.build/results,bench)
 TIMEOUT   ?= 20m
 
 # Tests against programs that are not ours, by name. They run in `make test` and `make conformance`, not in `make check`.
@@ -31,7 +32,7 @@ SUITE := gotestsum --format pkgname --format-icons text --jsonfile
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help run build setup tools test check lint race costs portable conformance soak interop-ztunnel bench compare capture figures attack fuzz clean
+.PHONY: help run build setup tools test check lint race costs portable conformance soak interop-ztunnel bench compare roles capture figures attack fuzz clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -93,11 +94,18 @@ interop-ztunnel: setup ## a certificate for, and flows with, the ztunnel that ZT
 bench: ## Go benchmarks: BENCH=regexp, COUNT=10 for benchstat
 	@$(GO) test -vet=off -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) $(PKG)
 
-compare: ## this gateway pair beside others, into bench/RESULTS.md: ROUNDS=5, and PAIRS=, MEASURES= for a part
+compare: ## this gateway pair beside others, into bench/RESULTS.md, and its roles: ROUNDS=5, and PAIRS=, MEASURES= for a part
 	@.ci/setup compare
 	@$(MAKE) build
 	@$(GO) build -o .build/compare ./bench/compare
 	@.build/compare -rounds $(ROUNDS) -pairs '$(PAIRS)' -measures '$(MEASURES)' -out $(OUT)
+	@[ -n '$(PAIRS)$(MEASURES)' ] || $(MAKE) roles
+
+roles: ## what the roles of a gateway cost beside others, into bench/ROLES.md: ROUNDS=3, and PARTS= for a part; as root
+	@.ci/setup compare
+	@$(MAKE) build
+	@$(GO) build -o .build/roles ./bench/roles
+	@.build/roles -rounds $(or $(filter-out 5,$(ROUNDS)),3) -parts '$(PARTS)' -out $(OUT)
 
 capture: build ## what capturing costs, on hosts of network namespaces, into bench/CAPTURE.md; as root
 	@CGO_ENABLED=0 $(GO) build -trimpath -tags plainudp -o .build/gateway-plain ./cmd/gateway

@@ -1,17 +1,17 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
-	"regexp"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"culvert/bench/goals"
 )
 
 // figure is a row of the table: a unit of a benchmark's line, or of a test's log, and its goal.
@@ -52,20 +52,16 @@ func main() {
 }
 
 func run(count int, out string) error {
-	found := make(map[string][]float64)
+	found := make(goals.Benchmarks)
 	for _, args := range [][]string{
 		{"-run", "^$", "-bench", "DecideRules|DecideCEL|Compile10000", "-benchmem", "-count", strconv.Itoa(count), "./policy"},
 		{"-run", "^TestSnapshotIsSmall$", "-v", "-count", strconv.Itoa(count), "./policy"},
 		{"-run", "^$", "-bench", "VerifyRemembered", "-count", strconv.Itoa(count), "./pki/jwt"},
 		{"-run", "^$", "-bench", "CreateCertificate", "-benchtime", "3s", "-count", strconv.Itoa(count), "./pki"},
 	} {
-		cmd := exec.Command("go", append([]string{"test", "-vet=off"}, args...)...)
-		cmd.Stderr = os.Stderr
-		text, err := cmd.Output()
-		if err != nil {
-			return fmt.Errorf("go test %s: %w\n%s", strings.Join(args, " "), err, text)
+		if err := found.Run(context.Background(), args...); err != nil {
+			return err
 		}
-		collect(string(text), found)
 	}
 	table, err := render(found, count)
 	if err != nil {
@@ -75,51 +71,17 @@ func run(count int, out string) error {
 	return os.WriteFile(out, []byte(table), 0o644)
 }
 
-// inLog finds a figure that a test has logged.
-var inLog = regexp.MustCompile(`^\s+\S+_test\.go:\d+: ([0-9.]+) (\D+)$`) // it is never changed
-
-// collect takes the figures of the output of go test, by name and unit.
-func collect(text string, found map[string][]float64) {
-	test := ""
-	for line := range strings.Lines(text) {
-		line = strings.TrimRight(line, "\n")
-		if name, ok := strings.CutPrefix(line, "=== RUN   "); ok {
-			test = name
-			continue
-		}
-		if m := inLog.FindStringSubmatch(line); m != nil {
-			if value, err := strconv.ParseFloat(m[1], 64); err == nil {
-				found[test+" "+m[2]] = append(found[test+" "+m[2]], value)
-			}
-			continue
-		}
-		words := strings.Fields(line)
-		if len(words) < 4 || !strings.HasPrefix(words[0], "Benchmark") {
-			continue
-		}
-		name := words[0]
-		if i := strings.LastIndexByte(name, '-'); i > 0 {
-			name = name[:i]
-		}
-		for i := 2; i+1 < len(words); i += 2 {
-			if value, err := strconv.ParseFloat(words[i], 64); err == nil {
-				found[name+" "+words[i+1]] = append(found[name+" "+words[i+1]], value)
-			}
-		}
-	}
-}
-
 // render makes the page.
-func render(found map[string][]float64, count int) (string, error) {
+func render(found goals.Benchmarks, count int) (string, error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# What identity and policy cost\n\nMade by `make figures` on %s, the median of %d runs of each benchmark; do not edit. %d cores, %s. The goals are for a machine\nthat does nothing else; the CA's certificates are made and asked for on the same cores.\n\n| measure | goal | reached | |\n|---|--:|--:|---|\n",
 		time.Now().UTC().Format(time.DateOnly), count, runtime.NumCPU(), runtime.Version())
 	var missing []error
 	for _, f := range figures {
-		value, err := median(found, f.name+" "+f.unit)
+		value, err := found.Median(f.name + " " + f.unit)
 		if err == nil && f.over != "" {
 			var by float64
-			by, err = median(found, f.over+" "+f.unit)
+			by, err = found.Median(f.over + " " + f.unit)
 			value /= by
 		}
 		if err != nil {
@@ -145,12 +107,4 @@ func number(v float64) string {
 		return strconv.FormatFloat(v, 'f', 0, 64)
 	}
 	return strconv.FormatFloat(v, 'g', 3, 64)
-}
-
-func median(found map[string][]float64, key string) (float64, error) {
-	list := slices.Sorted(slices.Values(found[key]))
-	if len(list) == 0 {
-		return 0, fmt.Errorf("no figure %q", key)
-	}
-	return list[len(list)/2], nil
 }

@@ -90,11 +90,13 @@ func Median(list []float64) float64 {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-// Ratio is the median of what a is of b in each round.
+// Ratio is the median of what a is of b in each round, but for those where b is 0.
 func Ratio(a, b []float64) float64 {
 	var list []float64
 	for i := range min(len(a), len(b)) {
-		list = append(list, a[i]/b[i])
+		if b[i] != 0 {
+			list = append(list, a[i]/b[i])
+		}
 	}
 	return Median(list)
 }

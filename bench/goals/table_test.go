@@ -38,3 +38,23 @@ func TestMedianAndRatio(t *testing.T) {
 		t.Errorf("Ratio = %v, want 2", got)
 	}
 }
+
+func TestBenchmarks(t *testing.T) {
+	found := make(Benchmarks)
+	found.Read(`goos: linux
+BenchmarkRoute/routes=10-2         	 1000000	       100.5 ns/op	       0 B/op
+BenchmarkRoute/routes=10-2         	 1000000	       300 ns/op	       0 B/op
+BenchmarkRoute/routes=10-2         	 1000000	       200 ns/op	       0 B/op
+=== RUN   TestSmall
+    small_test.go:12: 150 bytes a rule
+PASS
+`)
+	for key, want := range map[string]float64{"BenchmarkRoute/routes=10 ns/op": 200, "TestSmall bytes a rule": 150} {
+		if got, err := found.Median(key); got != want || err != nil {
+			t.Errorf("Median(%q) = %v, %v, want %v", key, got, err, want)
+		}
+	}
+	if got, err := found.Median("BenchmarkOther ns/op"); err == nil {
+		t.Errorf("Median of nothing = %v, want an error", got)
+	}
+}

@@ -2,6 +2,7 @@ package proc
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -68,6 +69,19 @@ func (p *Process) Alive() error {
 		return fmt.Errorf("the %s has ended: %w: %s", p.Name, errors.Join(p.err, io.ErrUnexpectedEOF), p.Tail())
 	default:
 		return nil
+	}
+}
+
+// Wait waits until p has ended by itself, and says with an error that it has failed.
+func (p *Process) Wait(ctx context.Context) error {
+	select {
+	case <-p.done:
+		if p.err != nil {
+			return fmt.Errorf("the %s: %w: %s", p.Name, p.err, p.Tail())
+		}
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
