@@ -198,9 +198,17 @@ func (d *decoder) entries(path string, n *yaml.Node, v reflect.Value) {
 	}
 	d.mapping(path, n, func(key *yaml.Node, at string, value *yaml.Node) {
 		d.places.lines[at] = key.Line
-		item := reflect.New(v.Type().Elem()).Elem()
+		name, item := reflect.New(v.Type().Key()).Elem(), reflect.New(v.Type().Elem()).Elem()
+		if err := setLeaf(key.Value, name); err != nil {
+			d.note(key, "the key %q%s is not %s", key.Value, inside(path), wanted(name.Type()))
+			return
+		}
+		if v.MapIndex(name).IsValid() { // numbers have several forms
+			d.note(key, "%v%s is there twice; keep one", name, inside(path))
+			return
+		}
 		d.value(at, value, item)
-		v.SetMapIndex(reflect.ValueOf(key.Value).Convert(v.Type().Key()), item)
+		v.SetMapIndex(name, item)
 	})
 }
 

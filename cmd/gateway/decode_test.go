@@ -39,6 +39,12 @@ routes:
 - {listeners: [apps], destinations: [10.0.0.0/8], via: ["gw.example:15008"]}
 `
 
+// offering is right with an agent in the place of its first listener, in line 2, that has this offer.
+func offering(offer string) string {
+	return strings.Replace(right, "{name: apps, kind: socks5, address: 127.0.0.1:1080}",
+		"{name: apps, kind: agent, hop: east, names: [apps.example], offer: "+offer+"}", 1)
+}
+
 func TestConfigFaults(t *testing.T) {
 	tests := []struct {
 		name, text string
@@ -58,6 +64,9 @@ func TestConfigFaults(t *testing.T) {
 		{"size", right + "memory: much\n", []string{`gw.yaml:13: memory: "much" is not a size such as 512MiB`}},
 		{"too little memory", right + "memory: 1MiB\n", []string{"gw.yaml:13: memory: 1MiB is too little"}},
 		{"second document", right + "---\nstate: x\n", []string{"gw.yaml:13: a second YAML document"}},
+		{"a port is a name", offering("{http: '127.0.0.1:80'}"), []string{`gw.yaml:2: the key "http" in listeners[0].offer is not a whole number from 0 to 65535`}},
+		{"a port is no port", offering("{65536: '127.0.0.1:80'}"), []string{`gw.yaml:2: the key "65536" in listeners[0].offer is not a whole number`}},
+		{"a port twice", offering("{80: '127.0.0.1:80', 080: '127.0.0.1:81'}"), []string{"gw.yaml:2: 80 in listeners[0].offer is there twice"}},
 		{"merge key", right + "admin:\n  <<: {address: x}\n", []string{"gw.yaml:14: merge keys"}},
 		{"no listeners", "state: x\n", []string{"gw.yaml:1: there are no listeners"}},
 		{"unknown kind", strings.Replace(right, "kind: hbone", "kind: hbon", 1), []string{`gw.yaml:3: "hbon" is no kind of listener; it should be one of hbone, socks5, http-proxy, proxy, forward, tproxy, redirect, dns`}},
@@ -132,6 +141,12 @@ func TestAllFaultsAtOnceInTheOrderOfTheFile(t *testing.T) {
 	want := "gw.yaml:3 gw.yaml:8 gw.yaml:11 gw.yaml:13 gw.yaml:14"
 	if strings.Join(places, " ") != want {
 		t.Errorf("places = %v, want %s\n%s", places, want, got)
+	}
+}
+
+func TestConfigWithNumbersForKeys(t *testing.T) {
+	if report := checkText(t, offering("{80: '127.0.0.1:8080', 443: '127.0.0.1:8443'}")); report != "" {
+		t.Errorf("an offer of two ports: %s, want no fault", report)
 	}
 }
 
