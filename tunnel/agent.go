@@ -59,7 +59,7 @@ func newAgentConf(cfg *Config, c *ListenerConfig) (*agentConf, error) {
 
 // same reports whether connections of one may stay for the other. What is offered is looked up for each flow.
 func (c *agentConf) same(o *agentConf) bool {
-	return c.chain.key == o.chain.key && c.connections == o.connections && slices.Equal(c.names, o.names)
+	return c.chain.key == o.chain.key && slices.Equal(c.chain.last.places(), o.chain.last.places()) && c.connections == o.connections && slices.Equal(c.names, o.names)
 }
 
 // offered is where a flow to t goes that has come to the agent: what is offered at that port of its own names, else t. A nil
@@ -145,7 +145,7 @@ func (rs *agentRuns) follow(l *listener, conf *listenerConf) {
 	r := &agentRun{l: l, name: conf.name, conf: conf.agent, stands: make(chan struct{})}
 	r.ctx, r.end = context.WithCancel(g.base)
 	rs.now = r
-	for _, addr := range r.conf.chain.last.order() {
+	for _, addr := range r.conf.chain.last.places() {
 		for range r.conf.connections {
 			g.work.Add(1)
 			go r.slotLoop(addr) // ends with the run, by stop, a reload or the gateway; Close waits for it

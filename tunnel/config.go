@@ -7,6 +7,7 @@ import (
 	"culvert/capture"
 	"culvert/pki/bearer"
 	"culvert/policy"
+	"culvert/tunnel/endpoint"
 )
 
 // Config describes the path of flows through one gateway: where they are accepted, what decides, where
@@ -16,6 +17,8 @@ type Config struct {
 	// Name is how the gateway calls itself in what it says to peers (`proxy-status`). Default: the service
 	// account of its identity.
 	Name string `yaml:"name"`
+	// Locality is where this gateway is: `region`, `region/zone` or `region/zone/subzone`. Endpoints that are near come first.
+	Locality string `yaml:"locality"`
 	// Listeners are where flows come in. At least one.
 	Listeners []ListenerConfig `yaml:"listeners"`
 	// Hops are the gateways that flows can be sent through, by name.
@@ -161,11 +164,10 @@ type AgentConfig struct {
 
 // HopConfig is another gateway.
 type HopConfig struct {
-	// Address of the gateway's hbone listener, `host:port`. Either this or Endpoints.
+	// Address of the gateway's hbone listener, `host:port`. Either this, or `endpoints` or `dns`.
 	Address string `yaml:"address"`
-	// Endpoints are several addresses of the same hop: a new connection goes to one of them, chosen by
-	// weight, and to the others when that fails.
-	Endpoints []EndpointConfig `yaml:"endpoints"`
+	// Where it can be had at several places, or more is said of one, follows here.
+	endpoint.Config `yaml:",inline"`
 	// Identity the gateway must have, such as `spiffe://cluster.local/ns/shop/sa/gw`. Default: any
 	// with the same trust domain and namespace as this gateway.
 	Identity string `yaml:"identity"`
@@ -219,14 +221,6 @@ type InnerConfig struct {
 	// Network is the network that this gateway is in, which the workload is told (`x-forwarded-network`), so that it takes
 	// what it is told of the source for more than the address. Default: none is told.
 	Network string `yaml:"network"`
-}
-
-// EndpointConfig is one of several addresses of a hop.
-type EndpointConfig struct {
-	// Address is `host:port`.
-	Address string `yaml:"address"`
-	// Weight is this endpoint's share of the connections, in relation to the others. Default 1.
-	Weight int `yaml:"weight"`
 }
 
 // WorkloadConfig is a program that this gateway stands before.

@@ -41,6 +41,11 @@ func NewDialer(env Env, hops ...HopConfig) (*Dialer, error) {
 	if err != nil {
 		return nil, err
 	}
+	p := g.plan.Load()
+	for i, h := range list {
+		g.bindHop(p, fmt.Sprintf("%d %s", i+1, h.Name), h)
+	}
+	g.balance(p)
 	return &Dialer{g: g, chain: newChain(list)}, nil
 }
 

@@ -110,6 +110,7 @@ func (g *Gateway) Close() {
 	g.accepting.Wait()
 	g.noteIdle() // there may be nothing
 	<-idle
+	g.closeSets()
 	g.pool.close()
 	g.work.Wait()
 	g.parking.close()

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"culvert/pki/spiffe"
+	"culvert/tunnel/endpoint"
 	"culvert/tunnel/h2"
 )
 
@@ -32,6 +33,8 @@ type Flow struct {
 	// UDP tells that the flow is of datagrams. Its ends carry them as capsules (RFC 9297).
 	UDP bool
 
+	lean bool // nothing has happened since its goroutine was renewed; guarded as prev is, and here as there is room
+
 	// owned by the goroutine that carries the flow; not changed once it stands
 	taken   bool        // by a listener of this gateway: it is served also while the gateway drains
 	named   bool        // the route that took it names its destination
@@ -42,14 +45,15 @@ type Flow struct {
 	id      uint64
 	started time.Time
 	plan    *plan
-	via     *route     // the route that took the flow
-	passed  *passed    // the gateways before this one; nil: none
-	shown   *shown     // what policy is told of it besides; nil: nothing
-	self    spiffe.ID  // who this gateway was then
-	rule    string     // what let it pass, or refused it
-	trace   traceID    // of the request that it came with or, guarded by mu as that is set late, that it went on with
-	times   timing     // where the time went until then
-	entered []addrPair // in the books of loops; nil unless this gateway captures
+	via     *route          // the route that took the flow
+	passed  *passed         // the gateways before this one; nil: none
+	shown   *shown          // what policy is told of it besides; nil: nothing
+	self    spiffe.ID       // who this gateway was then
+	rule    string          // what let it pass, or refused it
+	trace   traceID         // of the request that it came with or, guarded by mu as that is set late, that it went on with
+	times   timing          // where the time went until then
+	lease   *endpoint.Lease // of the endpoint that it goes to; nil: it was not one of several
+	entered []addrPair      // in the books of loops; nil unless this gateway captures
 
 	limits atomic.Pointer[flowLimits] // changed with mu held; nil: none
 
@@ -67,7 +71,6 @@ type Flow struct {
 	prev, next *Flow
 	seenBytes  int64         // at the last look
 	seenAt     time.Duration // from started, when that number changed
-	lean       bool          // nothing has happened since its goroutine was renewed
 }
 
 // The marks of a flow.

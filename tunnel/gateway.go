@@ -22,6 +22,7 @@ import (
 	"culvert/pki/spiffe"
 	"culvert/policy"
 	"culvert/tunnel/datagram"
+	"culvert/tunnel/endpoint"
 	"culvert/tunnel/h2"
 )
 
@@ -75,6 +76,9 @@ type Env struct {
 	DialUDP func(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
 	// Resolve returns the addresses of a name. Default: the system's resolver.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Lookup looks names of endpoints up; see endpoint.Env. Default: Resolve, and for SRV the system's resolver, which tell no
+	// TTLs.
+	Lookup func(ctx context.Context, name string, kind endpoint.Kind) ([]endpoint.Answer, time.Duration, error)
 	// Ways make capture ways for listener kinds that this package does not know, by kind.
 	Ways map[string]func(*ListenerConfig) (capture.Way, error)
 	// Transports connect to hops in other ways than TransportH2, by name.
@@ -159,7 +163,8 @@ type Gateway struct {
 	state     gatewayState
 	listeners map[string]*listener // by Socket.key; the map is replaced, not changed
 	servers   map[*serverConn]struct{}
-	idle      chan struct{} // closed when no flow is left while draining, and no connection that may bring one
+	sets      map[setKey]*endpoint.Set // in use; the map is replaced, not changed
+	idle      chan struct{}            // closed when no flow is left while draining, and no connection that may bring one
 }
 
 // gatewayState is where in its life a gateway is.
@@ -176,6 +181,12 @@ const (
 func New(cfg *Config, env Env) (*Gateway, error) {
 	env = env.withDefaults()
 	g := &Gateway{env: env, first: cfg, via: newViaMember(), listeners: make(map[string]*listener), servers: make(map[*serverConn]struct{})}
+	if g.env.Resolve == nil {
+		g.env.Resolve = g.resolveHost
+	}
+	if g.env.Lookup == nil {
+		g.env.Lookup = g.lookup
+	}
 	p, err := g.compile(cfg)
 	if err != nil {
 		return nil, err
@@ -192,9 +203,6 @@ func New(cfg *Config, env Env) (*Gateway, error) {
 	}
 	if g.env.DialUDP == nil {
 		g.env.DialUDP = g.dialUDP
-	}
-	if g.env.Resolve == nil {
-		g.env.Resolve = g.resolveHost
 	}
 	return g, nil
 }
@@ -251,8 +259,12 @@ func (g *Gateway) compile(cfg *Config) (*plan, error) {
 		}
 	}
 	p, err := compile(cfg, g.env.Self())
-	if err != nil || g.env.Decide == nil {
-		return p, err
+	if err != nil {
+		return nil, err
+	}
+	g.bind(p)
+	if g.env.Decide == nil {
+		return p, nil
 	}
 	if p.decider, err = g.env.Decide(p.policy); err != nil {
 		return nil, fmt.Errorf("Env.Decide: %w", err)
@@ -305,8 +317,8 @@ func (g *Gateway) replace(ctx context.Context, cfg *Config, p *plan, from gatewa
 		return err
 	}
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	if g.state != from { // closed meanwhile
+		g.mu.Unlock()
 		next.abandon()
 		return errDraining
 	}
@@ -316,6 +328,8 @@ func (g *Gateway) replace(ctx context.Context, cfg *Config, p *plan, from gatewa
 		g.work.Add(1)
 		go g.sweepLoop() // ends with the gateway; Close waits for it
 	}
+	g.mu.Unlock()
+	g.balance(p)
 	return nil
 }
 
@@ -393,6 +407,9 @@ func (g *Gateway) Ping(ctx context.Context, cfg *Config, hops ...string) (spiffe
 		if err != nil {
 			return spiffe.ID{}, 0, err
 		}
+		if g.bindHop(&plan{sets: make(map[setKey]setConf)}, name, h); h.set != nil {
+			h.set.Refresh(ctx) // where nothing was started
+		}
 		list = append(list, h)
 	}
 	c := newChain(list)
@@ -441,10 +458,14 @@ func (g *Gateway) DialOwn(ctx context.Context, network, address string) (net.Con
 
 // resolveHost is the default of Env.Resolve. Its questions carry the mark too.
 func (g *Gateway) resolveHost(ctx context.Context, host string) ([]netip.Addr, error) {
-	r := net.DefaultResolver
+	return g.resolver().LookupNetIP(ctx, "ip", host)
+}
+
+// resolver is the system's, with the mark on its questions where the plan captures.
+func (g *Gateway) resolver() *net.Resolver {
 	if mark := g.ownMark(); mark != nil {
 		d := net.Dialer{Control: mark}
-		r = &net.Resolver{PreferGo: true, Dial: d.DialContext}
+		return &net.Resolver{PreferGo: true, Dial: d.DialContext}
 	}
-	return r.LookupNetIP(ctx, "ip", host)
+	return net.DefaultResolver
 }

@@ -1,12 +1,13 @@
 package tunnel
 
 import (
+	"cmp"
 	"fmt"
-	"math/rand/v2"
 	"runtime"
 	"strings"
 
 	"culvert/pki/spiffe"
+	"culvert/tunnel/endpoint"
 )
 
 // Hop is a gateway that flows can be sent through, as configured. It does not change.
@@ -18,7 +19,10 @@ type Hop struct {
 	// Transport names how it is reached: TransportH2, or a key of Env.Transports.
 	Transport string
 
-	endpoints      []endpoint
+	address        Target             // not valid where it has a set
+	conf           *endpoint.Config   // of set; nil where it has one address and nothing else is said of that
+	set            *endpoint.Set      // of which one is picked for each flow
+	endpoint       *endpoint.Endpoint // that was picked; nil where nothing was
 	streamsPerConn int
 	spread         int // connections that flows are spread over
 	inner          *inner
@@ -31,12 +35,6 @@ type Hop struct {
 type inner struct {
 	identities []spiffe.ID
 	network    string
-}
-
-// endpoint is one address of a hop.
-type endpoint struct {
-	target Target
-	weight int
 }
 
 // emptyIdentities is what is wrong with an inner tunnel to nobody. ztunnel takes such a list for that, too.
@@ -55,19 +53,21 @@ func newHop(name string, c *HopConfig) (*Hop, error) {
 	if h.Transport == "" {
 		h.Transport = TransportH2
 	}
-	list := c.Endpoints
-	if c.Address != "" {
-		list = []EndpointConfig{{Address: c.Address}}
-	}
-	for _, e := range list {
-		t, err := ParseAuthority(e.Address)
-		if err != nil {
+	switch {
+	case !c.Config.IsZero():
+		conf := c.Config
+		if c.Address != "" {
+			conf.Endpoints = []endpoint.EndpointConfig{{Address: c.Address}}
+		}
+		if !conf.Places() {
+			return nil, fmt.Errorf("hop %s: no address", name)
+		}
+		h.conf = &conf
+	default:
+		var err error
+		if h.address, err = ParseAuthority(c.Address); err != nil {
 			return nil, fmt.Errorf("hop %s: %w", name, err)
 		}
-		h.endpoints = append(h.endpoints, endpoint{target: t, weight: max(e.Weight, 1)})
-	}
-	if len(h.endpoints) == 0 {
-		return nil, fmt.Errorf("hop %s: no address", name)
 	}
 	if c.Identity != "" {
 		id, err := spiffe.ParseName(c.Identity)
@@ -95,41 +95,37 @@ func newHop(name string, c *HopConfig) (*Hop, error) {
 	return h, nil
 }
 
-// key is what connections to h may be shared by: after a reload a hop with the same name and another
-// address or identity is another hop.
-func (h *Hop) key() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s %s %d %d %s", h.Name, h.Transport, h.Identities, h.streamsPerConn, h.spread, h.sentBy)
-	for _, e := range h.endpoints {
-		fmt.Fprintf(&b, " %s*%d", e.target, e.weight)
+// places are the address of h, or those of its endpoints in the configuration, or the name that DNS is asked for.
+func (h *Hop) places() (list []Target) {
+	if h.conf == nil {
+		return []Target{h.address}
 	}
-	if h.outer != nil {
-		b.WriteString(h.outer.key)
+	for _, e := range h.conf.Endpoints {
+		t, _ := ParseAuthority(e.Address) // it was validated
+		list = append(list, t)
 	}
-	return b.String()
-}
-
-// order returns the addresses of h in the order to try: the first by weight, then the others.
-func (h *Hop) order() []Target {
-	if len(h.endpoints) == 1 {
-		return []Target{h.endpoints[0].target}
-	}
-	left := append([]endpoint(nil), h.endpoints...)
-	var list []Target
-	for len(left) > 0 {
-		sum := 0
-		for _, e := range left {
-			sum += e.weight
-		}
-		at, i := rand.IntN(sum), 0
-		for at >= left[i].weight {
-			at -= left[i].weight
-			i++
-		}
-		list = append(list, left[i].target)
-		left = append(left[:i], left[i+1:]...)
+	if len(list) == 0 {
+		list = append(list, Target{Host: strings.ToLower(strings.TrimSuffix(h.conf.DNS.Name, ".")), Port: cmp.Or(h.conf.DNS.Port, 443)})
 	}
 	return list
+}
+
+// key is what connections to h may be shared by: after a reload a hop with the same name and another
+// address or identity is another hop. Of one that was picked chain.at has the rest.
+func (h *Hop) key() string {
+	key := fmt.Sprintf("%s %s %s %d %d %s %s", h.Name, h.Transport, h.Identities, h.streamsPerConn, h.spread, h.sentBy, h.address)
+	if h.outer != nil {
+		key += h.outer.key
+	}
+	return key
+}
+
+// String returns the name, and the endpoint that was picked.
+func (h *Hop) String() string {
+	if h.endpoint == nil {
+		return h.Name
+	}
+	return h.Name + " at " + h.endpoint.String()
 }
 
 // chain is one or more hops, each reached through those before it: CONNECT to the second hop goes to the
@@ -164,7 +160,17 @@ func (c *chain) to(t Target) *chain {
 	address := t.String()
 	h := &Hop{
 		Name: address, Identities: in.identities, Transport: TransportH2, perTarget: true,
-		endpoints: []endpoint{{target: t, weight: 1}}, streamsPerConn: c.last.streamsPerConn, spread: 1,
+		address: t, streamsPerConn: c.last.streamsPerConn, spread: 1,
 	}
 	return &chain{last: h, rest: c, name: c.name + "," + address, key: c.key + "\ninner " + address + fmt.Sprint(in.identities)}
+}
+
+// at is c with the endpoint e in the place of the set that its last hop has.
+func (c *chain) at(e *endpoint.Endpoint) *chain {
+	h := *c.last
+	h.set, h.conf, h.endpoint, h.address = nil, nil, e, targetOf(e)
+	if len(e.Identities) > 0 {
+		h.Identities = e.Identities
+	}
+	return &chain{last: &h, rest: c.rest, name: c.name, key: c.key + "\nat " + e.Key()}
 }

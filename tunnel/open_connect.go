@@ -3,7 +3,6 @@ package tunnel
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -25,6 +24,7 @@ func (g *Gateway) openConnect(ctx context.Context, f *Flow, early *Early) (Conn,
 		req.SentBy = c.last.sentBy
 	}
 	s, _, err := g.pool.connect(ctx, c, req)
+	f.lease = req.lease
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +60,11 @@ func (g *Gateway) baggageFor(f *Flow) string {
 // it, over a tunnel at the hop before the last. It ends with ctx or after the time for dialling;
 // times gets where that went.
 func (g *Gateway) dialChain(ctx context.Context, c *chain, times *timing) (Transport, error) {
-	ctx, cancel := context.WithTimeout(ctx, g.plan.Load().timeouts.Dial)
+	within := g.plan.Load().timeouts.Dial
+	if e := c.last.endpoint; e != nil {
+		within = min(within, e.ConnectTimeout())
+	}
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	connect := g.env.Transports[c.last.Transport]
 	switch {
@@ -72,24 +76,16 @@ func (g *Gateway) dialChain(ctx context.Context, c *chain, times *timing) (Trans
 	if connect == nil {
 		return nil, &Error{Cause: CauseConfiguration, Hop: c.last.Name, Reason: "no transport " + c.last.Transport}
 	}
-	var errs []error
-	for _, addr := range c.last.order() {
-		began, dialling := time.Now(), times[phaseDial]
-		t, err := connect(ctx, c.last, func(ctx context.Context) (net.Conn, error) {
-			defer times.since(phaseDial, time.Now())
-			return g.reach(ctx, c, addr)
-		})
-		handshake := time.Since(began) - time.Duration(times[phaseDial]-dialling)*time.Microsecond
-		times.add(phaseTLS, handshake)
-		if err == nil {
-			return t, nil
-		}
-		errs = append(errs, err)
-		if ctx.Err() != nil {
-			break
-		}
+	began, dialling := time.Now(), times[phaseDial]
+	t, err := connect(ctx, c.last, func(ctx context.Context) (net.Conn, error) {
+		defer times.since(phaseDial, time.Now())
+		return g.reach(ctx, c, c.last.address)
+	})
+	times.add(phaseTLS, time.Since(began)-time.Duration(times[phaseDial]-dialling)*time.Microsecond)
+	if err != nil {
+		return nil, err
 	}
-	return nil, errors.Join(errs...)
+	return t, nil
 }
 
 // reach makes a connection to the last hop of c at one of its addresses.
@@ -97,7 +93,7 @@ func (g *Gateway) reach(ctx context.Context, c *chain, addr Target) (net.Conn, e
 	if c.rest == nil {
 		return g.dialHop(ctx, c.last, addr)
 	}
-	s, _, err := g.pool.connect(ctx, c.rest, &ConnectRequest{Target: addr, SentBy: c.rest.last.sentBy, Baggage: g.plan.Load().baggage, Traceparent: nextTraceparent(""), Via: g.via})
+	s, _, err := g.pool.connect(ctx, g.bound(c.rest), &ConnectRequest{Target: addr, SentBy: c.rest.last.sentBy, Baggage: g.plan.Load().baggage, Traceparent: nextTraceparent(""), Via: g.via})
 	return s, err
 }
 

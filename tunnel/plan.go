@@ -29,6 +29,9 @@ type plan struct {
 	own        ownAddrs
 	captures   bool // the system leads flows here, which could be our own
 	meets      bool // gateways send flows here
+	locality   string
+	hops       map[string]*Hop // that routes lead through, by name
+	sets       map[setKey]setConf
 }
 
 // listenerPlan is what one listener leads to.
@@ -67,7 +70,7 @@ func compile(c *Config, self spiffe.ID) (*plan, error) {
 	own := collectOwn(c)
 	p := &plan{
 		name: c.Name, baggage: baggageOfID(self), listeners: make(map[string]*listenerPlan), workloads: make(map[netip.Addr]*workload),
-		timeouts: c.Timeouts.withDefaults(), expiryEnds: c.Expiry == expiryEnd, own: own,
+		timeouts: c.Timeouts.withDefaults(), expiryEnds: c.Expiry == expiryEnd, own: own, locality: c.Locality, hops: make(map[string]*Hop),
 	}
 	if p.name == "" {
 		p.name = self.ServiceAccount()
@@ -158,10 +161,14 @@ func (p *plan) addRoutes(c *Config) error {
 		if err := p.addOffer(c, i); err != nil {
 			return err
 		}
+		for _, via := range l.Via { // of an agent
+			if _, err := p.hop(c, via); err != nil {
+				return fmt.Errorf("listeners[%d]: %w", i, err)
+			}
+		}
 	}
-	hops := make(map[string]*Hop)
 	for i := range c.Routes {
-		r, err := p.newRoute(fmt.Sprintf("routes[%d]", i), c, &c.Routes[i], hops)
+		r, err := p.newRoute(fmt.Sprintf("routes[%d]", i), c, &c.Routes[i])
 		if err != nil {
 			return fmt.Errorf("routes[%d]: %w", i, err)
 		}
@@ -183,7 +190,7 @@ func (p *plan) addOffer(c *Config, i int) error {
 		return nil
 	}
 	name := fmt.Sprintf("listeners[%d].offer", i)
-	r, err := p.newRoute(name, c, &rc, nil)
+	r, err := p.newRoute(name, c, &rc)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
@@ -193,7 +200,7 @@ func (p *plan) addOffer(c *Config, i int) error {
 	return nil
 }
 
-func (p *plan) newRoute(name string, c *Config, rc *RouteConfig, hops map[string]*Hop) (*route, error) {
+func (p *plan) newRoute(name string, c *Config, rc *RouteConfig) (*route, error) {
 	r := &route{name: name, matchers: compileMatchers(rc), ports: rc.Ports, fromAny: rc.From == fromAny, keep: rc.Source == keepSource, agents: rc.Agents, tls: rc.TLS}
 	r.sentBy = rc.IstioSource
 	if rc.Inner == passInner {
@@ -213,22 +220,30 @@ func (p *plan) newRoute(name string, c *Config, rc *RouteConfig, hops map[string
 	}
 	var list []*Hop
 	for _, via := range rc.Via {
-		h := hops[via]
-		if h == nil {
-			hc, known := c.Hops[via]
-			if !known {
-				hc = HopConfig{Address: via}
-			}
-			var err error
-			if h, err = newHop(via, &hc); err != nil {
-				return nil, err
-			}
-			hops[via] = h
+		h, err := p.hop(c, via)
+		if err != nil {
+			return nil, err
 		}
 		list = append(list, h)
 	}
 	r.chain = newChain(list)
 	return r, nil
+}
+
+// hop returns the hop called name, or at that address.
+func (p *plan) hop(c *Config, name string) (*Hop, error) {
+	if h := p.hops[name]; h != nil {
+		return h, nil
+	}
+	hc, known := c.Hops[name]
+	if !known {
+		hc = HopConfig{Address: name}
+	}
+	h, err := newHop(name, &hc)
+	if err == nil {
+		p.hops[name] = h
+	}
+	return h, err
 }
 
 // isLocal reports whether t is one of this host's own addresses: the one that the connection dialled,

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"culvert/pki/spiffe"
+	"culvert/tunnel/endpoint"
 	"culvert/tunnel/h2"
 )
 
@@ -123,24 +124,37 @@ func newPool(self func() spiffe.ID, dial func(context.Context, *chain, *timing) 
 	return p
 }
 
-// connect asks the last hop of c for a tunnel. What a hop has not processed is tried again, up to
-// maxTries, but not when bytes of the flow may have gone on from there; see Early.
+// connect asks the last hop of c for a tunnel.
 func (p *pool) connect(ctx context.Context, c *chain, req *ConnectRequest) (Stream, *ConnectResponse, error) {
+	if c.last.set != nil {
+		return p.connectAny(ctx, c, req)
+	}
+	s, resp, _, err := p.connectAt(ctx, c, req)
+	if err != nil {
+		return nil, nil, err
+	}
+	return s, resp, nil
+}
+
+// connectAt asks the last hop of c, which has one address, for a tunnel. What a hop has not processed is tried again, up to
+// maxTries, but not when bytes of the flow may have gone on from there; see Early. asked tells that the hop was connected
+// to in the last try.
+func (p *pool) connectAt(ctx context.Context, c *chain, req *ConnectRequest) (_ *pooledStream, _ *ConnectResponse, asked bool, _ error) {
 	for try := 1; ; try++ {
 		g, t, err := p.take(ctx, c, req.times)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, false, err
 		}
-		asked := time.Now()
+		began := time.Now()
 		s, resp, err := t.Connect(ctx, req)
-		req.times.since(phaseAnswer, asked)
+		req.times.since(phaseAnswer, began)
 		if err == nil {
 			g.answered(t)
-			return &pooledStream{Stream: s, from: t}, resp, nil
+			return &pooledStream{Stream: s, from: t}, resp, true, nil
 		}
 		again := g.failed(t, err) && req.Early.again(err)
 		if !again || try == maxTries || ctx.Err() != nil {
-			return nil, nil, err
+			return nil, nil, true, err
 		}
 		p.stats.retries.add(1)
 	}
@@ -148,6 +162,14 @@ func (p *pool) connect(ctx context.Context, c *chain, req *ConnectRequest) (Stre
 
 // ping measures a round trip to the last hop of c, on a transport as connect would use it.
 func (p *pool) ping(ctx context.Context, c *chain) (spiffe.ID, time.Duration, error) {
+	if c.last.set != nil {
+		l, err := pick(ctx, c.last.set, c.last.Name)
+		if err != nil {
+			return spiffe.ID{}, 0, err
+		}
+		defer l.Done(endpoint.Served, nil)
+		c = c.at(l.Endpoint())
+	}
 	g, t, err := p.take(ctx, c, nil)
 	if err != nil {
 		return spiffe.ID{}, 0, err
@@ -174,7 +196,7 @@ func (p *pool) take(ctx context.Context, c *chain, times *timing) (*group, *pool
 			return g, t, nil
 		}
 		if !errors.Is(err, errDropped) {
-			return nil, nil, fmt.Errorf("connect to hop %s: %w", c.last.Name, err)
+			return nil, nil, fmt.Errorf("connect to hop %s: %w", c.last, err)
 		}
 	}
 }
@@ -321,7 +343,12 @@ func (g *group) dial(d *dialing) {
 	if g.pool.checks != nil {
 		checked = g.pool.checks()
 	}
-	t, err := g.pool.dial(g.pool.base, g.chain, &d.times)
+	var t Transport
+	err := g.takeConn()
+	full := err != nil
+	if !full {
+		t, err = g.pool.dial(g.pool.base, g.chain, &d.times)
+	}
 	var made *pooled
 	away := false
 	if err == nil && t.Slots() == 0 {
@@ -337,6 +364,7 @@ func (g *group) dial(d *dialing) {
 	switch {
 	case away && !g.closed && g.mayLeave():
 		err = nil // who waits connects again
+	case full: // which is no fault of the hop's
 	case err != nil:
 		st.transportFailed.add(1)
 		g.backOff(err)
@@ -352,6 +380,9 @@ func (g *group) dial(d *dialing) {
 	}
 	d.err = err
 	g.mu.Unlock()
+	if made == nil && !full {
+		g.giveConn()
+	}
 	if made != nil && g.pool.checks != nil && g.pool.checks() != checked {
 		g.pool.check(made) // which did not see it
 	}
@@ -502,6 +533,7 @@ func (g *group) watch(t *pooled) {
 	g.bury(t, nil)
 	delete(g.live, t)
 	g.mu.Unlock()
+	g.giveConn()
 	_ = t.Close() // gives back what it holds
 	g.pool.stats.transports.add(-1)
 }
@@ -550,31 +582,4 @@ func (p *pool) shut() []*pooled {
 		g.mu.Unlock()
 	}
 	return list
-}
-
-// pooledStream gives its place on the transport back when it is closed.
-type pooledStream struct {
-	Stream
-	from *pooled
-	once sync.Once
-}
-
-// Close closes the stream.
-func (s *pooledStream) Close() error {
-	err := s.Stream.Close()
-	s.once.Do(s.from.giveBack)
-	return err
-}
-
-// Reset resets the stream.
-func (s *pooledStream) Reset(cause error) {
-	s.Stream.Reset(cause)
-	s.once.Do(s.from.giveBack)
-}
-
-// giveBack ends the use of a stream that was set aside.
-func (t *pooled) giveBack() {
-	t.group.mu.Lock()
-	t.inUse--
-	t.group.mu.Unlock()
 }

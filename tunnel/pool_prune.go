@@ -18,8 +18,8 @@ func (g *group) prune(now time.Time) (drop bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	keep := max(g.chain.last.spread, 1)
-	if g.chain.last.perTarget {
-		keep = 0 // peers choose how many of these there are
+	if e := g.chain.last.endpoint; g.chain.last.perTarget || e != nil && e.Gone() {
+		keep = 0 // peers choose how many of these there are; and what is gone gets no more flows
 	}
 	for i := len(g.conns) - 1; i >= 0 && len(g.conns) > keep; i-- {
 		t := g.conns[i]

@@ -30,7 +30,7 @@ type poolTest struct {
 // newPoolTest makes a pool for one hop; dial answers the nth attempt, from 1.
 func newPoolTest(dial func(ctx context.Context, n int) (*fakeTransport, error)) *poolTest {
 	p := &poolTest{stats: &stats{}}
-	p.chain = newChain([]*Hop{{Name: "hop", streamsPerConn: defaultStreamsPerConn, endpoints: []endpoint{{Target{Host: "hop", Port: 1}, 1}}}})
+	p.chain = newChain([]*Hop{{Name: "hop", streamsPerConn: defaultStreamsPerConn, address: Target{Host: "hop", Port: 1}}})
 	p.pool = newPool(func() spiffe.ID { return p.id }, func(ctx context.Context, _ *chain, _ *timing) (Transport, error) {
 		p.mu.Lock()
 		p.dials++
@@ -549,27 +549,6 @@ func TestPoolDrainWaitsForStreams(t *testing.T) {
 		}
 		s.Close()
 	})
-}
-
-func TestHopOrder(t *testing.T) {
-	h, err := newHop("lb", &HopConfig{Endpoints: []EndpointConfig{{Address: "a:1", Weight: 3}, {Address: "b:1"}, {Address: "c:1", Weight: 0}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	first := make(map[string]int)
-	for range 5000 {
-		list := h.order()
-		if len(list) != 3 {
-			t.Fatalf("order() = %v, want all three", list)
-		}
-		first[list[0].Host]++
-	}
-	if a := first["a"]; a < 2700 || a > 3300 {
-		t.Errorf("the endpoint with 3 of 5 parts came first %d of 5000 times, want about 3000", a)
-	}
-	if h.Name != "lb" || len(first) != 3 {
-		t.Errorf("first = %v, want every endpoint to come first at times", first)
-	}
 }
 
 // TestPoolIdentity checks that a tunnel never travels under an identity that is no longer ours.

@@ -129,6 +129,9 @@ func (f *Flow) describe(attrs []slog.Attr, err error) []slog.Attr {
 	if f.via != nil {
 		add("hop", f.via.leadsTo())
 	}
+	if f.lease != nil {
+		add("endpoint", f.lease.Endpoint().String())
+	}
 	add("hop_id", f.hopID(err).String())
 	by, rule := refusal(err)
 	add("by", by)
@@ -267,6 +270,7 @@ type FlowInfo struct {
 	Target   string    `json:"target"`
 	Hop      string    `json:"hop,omitempty"`
 	Agent    string    `json:"agent,omitempty"`
+	Endpoint string    `json:"endpoint,omitempty"`
 	Rule     string    `json:"rule,omitempty"`
 	Trace    string    `json:"trace,omitempty"`
 	Stands   bool      `json:"stands"`
@@ -310,6 +314,9 @@ func (f *Flow) info() FlowInfo {
 		i.Hop, i.Rule = f.via.leadsTo(), f.rule
 		if s, ok := f.in.dst.(*agentStream); ok {
 			i.Agent = s.from.proof.id.String()
+		}
+		if f.lease != nil {
+			i.Endpoint = f.lease.Endpoint().String()
 		}
 	}
 	return i

@@ -9,6 +9,7 @@ import (
 
 	"culvert/capture"
 	"culvert/policy"
+	"culvert/tunnel/endpoint"
 )
 
 func TestRouteMatch(t *testing.T) {
@@ -93,7 +94,7 @@ func soundConfig() *Config {
 		},
 		Hops: map[string]HopConfig{
 			"east": {Address: "east.example:15008", Identity: "spiffe://cluster.local/ns/default/sa/gw"},
-			"lb":   {Endpoints: []EndpointConfig{{Address: "lb1:443", Weight: 2}, {Address: "lb2:443"}}, Transport: "h2"},
+			"lb":   {Config: endpoint.Config{Endpoints: []endpoint.EndpointConfig{{Address: "lb1:443", Weight: 2}, {Address: "lb2:443"}}}, Transport: "h2"},
 		},
 		Workloads: []WorkloadConfig{{Name: "orders", Addresses: []string{"10.0.0.9"}}},
 		Routes: []RouteConfig{
@@ -193,15 +194,15 @@ func TestValidate(t *testing.T) {
 		{"source beyond a hop", func(c *Config) { c.Routes[0].Source = "keep" }, "routes[0].source", "next hop"},
 		{"hop without address", func(c *Config) { c.Hops["east"] = HopConfig{} }, "hops.east", "no address"},
 		{"hop with both", func(c *Config) {
-			c.Hops["east"] = HopConfig{Address: "a:1", Endpoints: []EndpointConfig{{Address: "b:1"}}}
+			c.Hops["east"] = HopConfig{Address: "a:1", Config: endpoint.Config{Endpoints: []endpoint.EndpointConfig{{Address: "b:1"}}}}
 		}, "hops.east", "write one"},
 		{"hop address", func(c *Config) { c.Hops["east"] = HopConfig{Address: "east.example"} }, "hops.east.address", "host:port"},
 		{"endpoint address", func(c *Config) {
-			c.Hops["lb"] = HopConfig{Endpoints: []EndpointConfig{{Address: "a:1"}, {Address: "a:0"}}}
+			c.Hops["lb"] = HopConfig{Config: endpoint.Config{Endpoints: []endpoint.EndpointConfig{{Address: "a:1"}, {Address: "a:0"}}}}
 		}, "hops.lb.endpoints[1].address", "65535"},
 		{"endpoint weight", func(c *Config) {
-			c.Hops["lb"] = HopConfig{Endpoints: []EndpointConfig{{Address: "a:1", Weight: -1}}}
-		}, "hops.lb.endpoints[0].weight", "negative"},
+			c.Hops["lb"] = HopConfig{Config: endpoint.Config{Endpoints: []endpoint.EndpointConfig{{Address: "a:1", Weight: -1}}}}
+		}, "hops.lb.endpoints[0].weight", "-1"},
 		{"hop identity", func(c *Config) { c.Hops["east"] = HopConfig{Address: "a:1", Identity: "gw"} }, "hops.east.identity", "spiffe://"},
 		{"transport", func(c *Config) { c.Hops["east"] = HopConfig{Address: "a:1", Transport: "h9"} }, "hops.east.transport", "h2"},
 		{"workload", func(c *Config) { c.Workloads[0].Addresses = []string{"10.0.0.9", "x"} }, "workloads[0].addresses[1]", "IP address"},

@@ -43,6 +43,7 @@ const (
 	CauseTimeout                // the destination or a hop did not answer in time
 	CauseUnroutable             // there is no way to the destination's network
 	CauseUnavailable            // the destination or a hop cannot be had
+	CauseNoEndpoint             // a service or a hop has no endpoint
 	CauseOwnPort                // a port of the mesh itself
 	CauseHopTLS                 // TLS with a hop failed, for none of the next three reasons
 	CauseHopIdentity            // a hop is not who it should be
@@ -53,6 +54,7 @@ const (
 	CauseTLSAlert               // the destination refused this gateway in TLS
 	CauseFull                   // out of memory, files or streams
 	CauseLimited                // a limit of policy is reached
+	CauseCircuit                // a limit of a service or a hop is reached
 	CauseDraining               // this gateway is stopping
 	CauseSourceGone             // the accepted end went away before the answer
 	CauseSourceBroke            // the accepted end broke while the flow ran
@@ -98,6 +100,7 @@ var verdicts = [numCauses]verdict{
 	CauseTimeout:          {"timeout", 503, "connection_timeout", h2.ConnectError, capture.TimedOut, "connection timed out"},
 	CauseUnroutable:       {"unroutable", 503, "destination_ip_unroutable", h2.ConnectError, capture.NetworkUnreachable, "network unreachable"},
 	CauseUnavailable:      {"unavailable", 503, "destination_unavailable", h2.ConnectError, capture.HostUnreachable, "destination unavailable"},
+	CauseNoEndpoint:       {"no-endpoint", 503, "destination_unavailable", h2.ConnectError, capture.HostUnreachable, "no endpoint"},
 	CauseHopTLS:           {"hop-tls", 503, "tls_protocol_error", h2.ConnectError, capture.NetworkUnreachable, "TLS with the next hop failed"},
 	CauseHopIdentity:      {"hop-identity", 503, "tls_certificate_error", h2.ConnectError, capture.NetworkUnreachable, "the next hop is not who it should be"},
 	CauseHopAlert:         {"hop-alert", 503, "tls_alert_received", h2.ConnectError, capture.NetworkUnreachable, "the next hop refused this gateway"},
@@ -107,6 +110,7 @@ var verdicts = [numCauses]verdict{
 	CauseTLSAlert:         {"tls-alert", 503, "tls_alert_received", h2.ConnectError, capture.NetworkUnreachable, "the destination refused this gateway"},
 	CauseFull:             {"full", 503, "connection_limit_reached", h2.ConnectError, capture.Unavailable, "at a limit"},
 	CauseLimited:          {"limited", 503, "connection_limit_reached", h2.ConnectError, capture.Unavailable, "at a limit of policy"},
+	CauseCircuit:          {"circuit", 503, "connection_limit_reached", h2.ConnectError, capture.Unavailable, "at a limit of the destination"},
 	CauseDraining:         {"draining", 503, "proxy_internal_response", h2.ConnectError, capture.Unavailable, "stopping"},
 	CauseSourceGone:       {"source-gone", 503, "connection_terminated", h2.Cancel, capture.General, "request withdrawn"},
 	CauseSourceBroke:      {"source-broke", 503, "connection_terminated", h2.ConnectError, capture.General, "connection terminated"},

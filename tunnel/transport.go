@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"culvert/pki/spiffe"
+	"culvert/tunnel/endpoint"
 	"culvert/tunnel/h2"
 )
 
@@ -84,7 +85,8 @@ type ConnectRequest struct {
 	// one that it cannot come back to.
 	Via string
 
-	times *timing // of the flow; nil: nobody wants to know
+	times *timing         // of the flow; nil: nobody wants to know
+	lease *endpoint.Lease // of the endpoint that was asked last; nil: the hop has one address
 }
 
 // ConnectResponse is what a hop says with its yes.

@@ -65,7 +65,7 @@ type outer struct {
 // beProxy makes h one of others, as c says.
 func (h *Hop) beProxy(c *HopConfig) {
 	o := &outer{form: c.Tun, authority: c.Authority, path: c.Path, tls: c.TLS, token: bearer.New(c.Token)}
-	first := h.endpoints[0].target
+	first := h.places()[0]
 	if o.authority == "" {
 		o.authority = first.Host
 		if o.authority == "" {

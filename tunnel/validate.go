@@ -14,6 +14,7 @@ import (
 	"culvert/capture"
 	"culvert/pki/spiffe"
 	"culvert/policy"
+	"culvert/tunnel/endpoint"
 )
 
 // Problem is one thing that is wrong with a Config.
@@ -61,6 +62,9 @@ func (c *Config) Validate(kinds ...string) error {
 	}
 	if e := v.cfg.Expiry; e != "" && e != expiryDrain && e != expiryEnd {
 		v.note("expiry", "expiry: %q is neither; it should be drain or end", e)
+	}
+	if what := endpoint.LocalityProblem(c.Locality); what != "" {
+		v.note("locality", "%s", what)
 	}
 	v.timeouts()
 	v.routes()
@@ -258,20 +262,15 @@ func (v *validator) hop(name string, h *HopConfig) {
 		v.note(at, "%q is not a name for a hop; it should be of letters, digits, - _ and .", name)
 	}
 	switch {
-	case h.Address == "" && len(h.Endpoints) == 0:
+	case h.Address == "" && !h.Config.Places():
 		v.note(at, "the hop has no address; add address: host:port")
-	case h.Address != "" && len(h.Endpoints) > 0:
+	case h.Address != "" && h.Config.Places():
 		v.note(at, "the hop has an address and endpoints; write one of them")
 	}
 	if h.Address != "" {
 		v.hopAddress(at+".address", h.Address)
 	}
-	for i, e := range h.Endpoints {
-		v.hopAddress(fmt.Sprintf("%s.endpoints[%d].address", at, i), e.Address)
-		if e.Weight < 0 {
-			v.note(fmt.Sprintf("%s.endpoints[%d].weight", at, i), "the weight is negative; it should be 1 or more")
-		}
-	}
+	v.endpoints(at, &h.Config, true)
 	if h.StreamsPerConnection < 0 {
 		v.note(at+".streamsPerConnection", "streamsPerConnection is negative; it should be 1 or more, or left out")
 	}
@@ -303,6 +302,16 @@ func (v *validator) hop(name string, h *HopConfig) {
 		v.note(at+".transport", "%q is no transport; it should be %s", h.Transport, TransportH2)
 	}
 	v.proxyHop(at, h)
+}
+
+// endpoints checks where a service or a hop can be had.
+func (v *validator) endpoints(at string, c *endpoint.Config, hop bool) {
+	var field *endpoint.FieldError
+	for _, err := range joined(c.Validate(hop)) {
+		if errors.As(err, &field) {
+			v.note(at+"."+field.Field, "%s", field.What)
+		}
+	}
 }
 
 func (v *validator) hopAddress(at, address string) {

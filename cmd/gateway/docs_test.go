@@ -304,6 +304,8 @@ func importDir(dir, pkg string) string {
 		pkg = "policy/extauthz"
 	case "jwt":
 		pkg = "pki/jwt"
+	case "endpoint":
+		pkg = "tunnel/endpoint"
 	}
 	return filepath.Join("../..", pkg)
 }

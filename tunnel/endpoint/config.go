@@ -53,7 +53,7 @@ type DNSConfig struct {
 	Name string `yaml:"name"`
 	// Type is `addresses` (A and AAAA) or `srv`, whose priority, weight and port count as well. Default `addresses`.
 	Type string `yaml:"type"`
-	// Port of the endpoints, where SRV does not tell it. Required for hops with addresses; of services as for Endpoints.
+	// Port of the endpoints, where SRV does not tell it. Required for hops with addresses; of services as in `endpoints`.
 	Port uint16 `yaml:"port"`
 	// Every is how often the name is looked up, where the answer does not say a shorter time. Default 30s.
 	Every time.Duration `yaml:"every"`

@@ -60,8 +60,7 @@ func (s *Set) Refresh(ctx context.Context) {
 }
 
 // dnsLoop looks the name up again and again.
-func (s *Set) dnsLoop(ctx context.Context) {
-	conf := s.config().DNS
+func (s *Set) dnsLoop(ctx context.Context, conf DNSConfig) {
 	failures := 0
 	for {
 		ttl, ok := s.lookUp(ctx, conf)

@@ -141,3 +141,14 @@ func (e *Endpoint) GiveConn() {
 	m.load.conns--
 	s.load.conns--
 }
+
+// Gone reports whether neither the configuration nor DNS has e any more.
+func (e *Endpoint) Gone() bool {
+	s := e.m.set
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return e.m.gone
+}
+
+// ConnectTimeout is that of its Set.
+func (e *Endpoint) ConnectTimeout() time.Duration { return e.m.set.ConnectTimeout() }

@@ -22,7 +22,7 @@ const (
 )
 
 // probeLoop probes the endpoints one after the other, all of them once in an interval.
-func (s *Set) probeLoop(ctx context.Context) {
+func (s *Set) probeLoop(ctx context.Context, conf HealthConfig) {
 	slots := make(chan struct{}, maxProbes)
 	defer func() {
 		for range maxProbes { // until the last one has ended, which ctx sees to
@@ -30,7 +30,7 @@ func (s *Set) probeLoop(ctx context.Context) {
 		}
 	}()
 	for {
-		members, conf := s.probed()
+		members := s.probed()
 		pause := max(conf.Interval/time.Duration(max(len(members), 1)), 0)
 		if len(members) == 0 {
 			pause = min(conf.Interval, probeAgain)
@@ -55,11 +55,11 @@ func (s *Set) probeLoop(ctx context.Context) {
 	}
 }
 
-// probed returns what is to be probed, and how.
-func (s *Set) probed() ([]*member, HealthConfig) {
+// probed returns what is to be probed.
+func (s *Set) probed() []*member {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.members, s.conf.Health // the list is replaced, not changed
+	return s.members // the list is replaced, not changed
 }
 
 // probe asks one endpoint and notes what it finds.

@@ -311,7 +311,10 @@ const (
 
 // startLoops starts what the configuration asks for and does not run. Called with mu held.
 func (s *Set) startLoops() {
-	for what, loop := range map[string]func(context.Context){loopDNS: s.dnsLoop, loopProbe: s.probeLoop} {
+	conf := s.conf
+	for what, loop := range map[string]func(context.Context){
+		loopDNS: func(ctx context.Context) { s.dnsLoop(ctx, conf.DNS) }, loopProbe: func(ctx context.Context) { s.probeLoop(ctx, conf.Health) },
+	} {
 		wanted := what == loopDNS && s.conf.DNS.Name != "" || what == loopProbe && s.conf.Health.Probe != ""
 		if s.stop[what] != nil || !wanted {
 			continue
