@@ -166,8 +166,11 @@ func playManager(t *testing.T, role, socket, example string) {
 	if err != nil || string(b[:n]) != "READY=1" {
 		t.Fatalf("the service manager hears %q, %v, want READY=1\n%s", b[:n], err, said())
 	}
-	if strings.Contains(said(), "level=WARN") || strings.Contains(said(), "level=ERROR") {
-		t.Errorf("it has something to complain of:\n%s", said())
+	for line := range strings.Lines(said()) {
+		complains := strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR")
+		if complains && !strings.Contains(line, "network is unreachable") { // there is nobody else in this network
+			t.Errorf("it has something to complain of: %s", line)
+		}
 	}
 	status := read(t, fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
 	if !regexp.MustCompile(`(?m)^NoNewPrivs:\s+1$`).MatchString(status) || !regexp.MustCompile(`(?m)^Uid:\s+65532\s`).MatchString(status) {
