@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -222,20 +223,19 @@ func (r *agentRun) sleep(d time.Duration) {
 func (r *agentRun) fail(addr Target, err error, failures int) {
 	r.l.g.stats.transportFailed.add(1)
 	if r.ctx.Err() == nil && (failures < 3 || failures%redialPatience == 0) {
-		r.l.g.env.Log.Warn("agent cannot register", "listener", r.name, "hop", r.conf.chain.name, "dst", addr.String(), "err", err, "reason", hintOf(err))
+		r.l.g.env.Log.Warn("agent cannot register", "listener", r.name, "hop", r.conf.chain.name, "dst", addr.String(), "err", err, "reason", r.hint(err))
 	}
 }
 
-// hintOf says what to do about an error of registering, "" where the error says it.
-func hintOf(err error) string {
+// hint says what to do about an error of registering.
+func (r *agentRun) hint(err error) string {
 	var refused *RefusedError
+	needs := "its hbone listener needs agents: [{from: [" + r.l.g.env.Self().String() + "], names: [" + strings.Join(r.conf.names, ", ") + "]}]"
 	switch {
 	case errors.As(err, &refused) && refused.Status == 401:
-		return "the hop lets this agent not register; name its identity under agents: [{from: …}] of the hop's hbone listener"
-	case errors.As(err, &refused) && refused.Status == 400:
-		return "the hop takes no agents; its hbone listener needs agents: [{from: …, names: …}]"
+		return "the hop lets this agent not register; " + needs
 	case CauseOf(err) == CauseHopAlert:
-		return "the hop takes no agents, or not this one; its hbone listener needs agents: [{from: …, names: …}] with this agent's identity, and it must trust that"
+		return "the hop takes no agents, or does not trust this one; " + needs + ", and its trust who has signed this identity, or the key"
 	}
 	return "it is tried again"
 }

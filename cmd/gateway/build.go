@@ -162,6 +162,10 @@ func (b *parts) openTokens(cfg *Config, p *places) error {
 // announce logs where the gateway can be reached, with the ports that the system chose.
 func (b *parts) announce() {
 	for _, l := range b.cfg.Listeners {
+		if l.Kind == tunnel.KindAgent {
+			b.log.Info("agent dials its hop", "listener", l.Name, "hop", b.tunnel.Addr(l.Name).String(), "names", strings.Join(l.Names, " "))
+			continue
+		}
 		b.log.Info("listener is open", "listener", l.Name, "kind", l.Kind, "address", b.tunnel.Addr(l.Name).String())
 	}
 	if mode := b.cfg.Policy.Mode; mode != "" && mode != policy.ModeEnforce {

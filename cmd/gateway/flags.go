@@ -52,6 +52,7 @@ type runFlags struct {
 	configKeys []ed25519.PublicKey // of that file; nil: not read yet
 	running    *signedFiles        // of the configuration that runs; nil: none does
 
+	agent   *agentFlags // of `gateway agent`; nil: it is another command
 	changed func(flag string) bool
 }
 
@@ -60,7 +61,7 @@ func pathFlags() []string {
 	return []string{"cert", "key", "roots", "hbone", "socks", "http-proxy", "socks-udp", "proxy-users", "open-proxy", "forward", "capture", "redirect", "inbound", "dns", "mesh-names", "via", "allow", "policy", "egress"}
 }
 
-// addFile, addConfigKey, addIdentity and addRun add the flags that the commands share.
+// addFile, addConfigKey, addIdentity, addRun and addProcess add the flags that the commands share.
 func (r *runFlags) addFile(fs *pflag.FlagSet) {
 	fs.StringVarP(&r.file, "config", "c", "", "configuration `FILE` (YAML)")
 }
@@ -96,6 +97,11 @@ func (r *runFlags) addRun(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&r.allow, "allow", nil, "let `PRINCIPAL` in besides the own namespace, such as cluster.local/ns/shop/* (repeatable)")
 	fs.StringArrayVar(&r.policy, "policy", nil, "decide by the rules in `FILE`, see 'gateway policy' (repeatable)")
 	fs.StringArrayVar(&r.egress, "egress", nil, "be an egress for `NAME|CIDR`: a name, *.name, address or range, each with :port if only that, or * (repeatable)")
+	r.addProcess(fs)
+}
+
+// addProcess adds the flags of a process that serves.
+func (r *runFlags) addProcess(fs *pflag.FlagSet) {
 	fs.StringVar(&r.admin, "admin", "", "serve /healthz /readyz /metrics /flows /agents /debug/pprof on `ADDR`")
 	fs.BoolVar(&r.openAdmin, "open-admin", false, "let the admin address be one that other hosts reach")
 	fs.Var(&r.memory, "memory", "budget of the process, such as 512MiB (default: half of what there is)")
@@ -117,29 +123,36 @@ const (
 	inboundPermissive = "permissive"
 )
 
-// completeRun tells the shell what the flags' values are.
+// completeRun and completeProcess tell the shell what the flags' values are.
 func completeRun(cmd *cobra.Command) {
-	words := func(list ...string) cobra.CompletionFunc {
-		return cobra.FixedCompletions(list, cobra.ShellCompDirectiveNoFileComp)
-	}
-	for flag, complete := range map[string]cobra.CompletionFunc{
-		"log-level":  words("debug", "info", "warn", "error"),
-		"log-format": words("text", "json"),
-		"hbone":      words(":15008", "127.0.0.1:15008"),
-		"socks":      words("127.0.0.1:1080"),
-		"http-proxy": words("127.0.0.1:3128"),
-		"inbound":    words(inboundStrict, inboundPermissive),
-		"admin":      words("127.0.0.1:15000"),
-	} {
-		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
-			panic("BUG: " + err.Error())
-		}
-	}
+	completeProcess(cmd)
+	completeWords(cmd, map[string][]string{
+		"hbone":      {":15008", "127.0.0.1:15008"},
+		"socks":      {"127.0.0.1:1080"},
+		"http-proxy": {"127.0.0.1:3128"},
+		"inbound":    {inboundStrict, inboundPermissive},
+	})
 	if err := cmd.MarkFlagFilename("config", "yaml", "yml"); err != nil {
 		panic("BUG: " + err.Error())
 	}
+}
+
+func completeProcess(cmd *cobra.Command) {
+	completeWords(cmd, map[string][]string{
+		"log-level":  {"debug", "info", "warn", "error"},
+		"log-format": {"text", "json"},
+		"admin":      {"127.0.0.1:15000"},
+	})
 	if err := cmd.MarkFlagDirname("state"); err != nil {
 		panic("BUG: " + err.Error())
+	}
+}
+
+func completeWords(cmd *cobra.Command, flags map[string][]string) {
+	for flag, list := range flags {
+		if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(list, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+			panic("BUG: " + err.Error())
+		}
 	}
 }
 
@@ -191,6 +204,10 @@ func (r *runFlags) process(cfg *Config, p *places) {
 // paths makes listeners, routes, identity and policy of the flags.
 func (r *runFlags) paths(cfg *Config, p *places, f *faults) {
 	r.identity(cfg, p)
+	if r.agent != nil {
+		r.agent.paths(r, cfg, p, f)
+		return
+	}
 	cfg.Policy.Allow, cfg.Policy.Files = r.allow, r.policy
 	p.flags["policy.allow"], p.flags["policy.files"] = "--allow", "--policy"
 

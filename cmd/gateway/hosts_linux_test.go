@@ -269,12 +269,18 @@ func (h *host) wantFrom(addr, want string) {
 // gatewayOn starts a gateway on a host. Its admin address is on loopback there.
 func (m *mesh) gatewayOn(t *testing.T, h *host, name string, flag ...string) *gateway {
 	t.Helper()
+	return m.commandOn(t, h, "run", "127.0.0.1:15000", name, flag...)
+}
+
+// commandOn is gatewayOn for a command that runs one, with its admin address.
+func (m *mesh) commandOn(t *testing.T, h *host, command, admin, name string, flag ...string) *gateway {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &gateway{admin: "127.0.0.1:15000", dials: h.dial}
-	args := []string{"netns", "exec", h.name, self, "run", "--state", t.TempDir(), "--admin", g.admin}
+	g := &gateway{admin: admin, dials: h.dial}
+	args := []string{"netns", "exec", h.name, self, command, "--state", t.TempDir(), "--admin", g.admin}
 	if name != "" { // else the configuration says who it is
 		args = append(args, "--cert", m.path(name+".pem"), "--key", m.path(name+".key"), "--roots", m.path("root.pem"))
 	}

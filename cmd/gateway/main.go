@@ -129,7 +129,7 @@ Documentation: README.md, docs/configuration.md, docs/exit-codes.md`,
 		},
 	}
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(runCommand(), demoCommand(), checkCommand(), configCommand(), certCommand(), caCommand(), joinCommand(), readyCommand(), pingCommand(), connectCommand(),
+	root.AddCommand(runCommand(), demoCommand(), checkCommand(), configCommand(), certCommand(), caCommand(), joinCommand(), agentCommand(), readyCommand(), pingCommand(), connectCommand(),
 		captureCommand(), policyCommand(), versionCommand())
 	return root
 }

@@ -221,11 +221,14 @@ func (v *validator) xTun() {
 func (v *validator) leads() {
 	for i, l := range v.cfg.Listeners {
 		from := func(r tunnel.RouteConfig) bool { return len(r.Listeners) == 0 || slices.Contains(r.Listeners, l.Name) }
-		if l.Name == "" || slices.ContainsFunc(v.cfg.Routes, from) {
-			continue
+		if l.Name == "" || len(l.Agents) > 0 || len(l.Offer) > 0 || slices.ContainsFunc(v.cfg.Routes, from) {
+			continue // where agents register flows need not come in, and what is offered has a route
 		}
 		example := "{listeners: [" + l.Name + "], via: [HOP]}"
-		if l.Kind == tunnel.KindHBONE || l.Kind == tunnel.KindXTun {
+		switch l.Kind {
+		case tunnel.KindAgent:
+			example = "offer: {80: \"127.0.0.1:8080\"} to the listener"
+		case tunnel.KindHBONE, tunnel.KindXTun:
 			example = "{listeners: [" + l.Name + "], destinations: [local]}"
 		}
 		v.note(fmt.Sprintf("listeners[%d]", i), "no route leads anywhere from listener %q, so every flow would be refused; add one, such as %s", l.Name, example)
