@@ -93,7 +93,12 @@ func (g *Gateway) reach(ctx context.Context, c *chain, addr Target) (net.Conn, e
 	if c.rest == nil {
 		return g.dialHop(ctx, c.last, addr)
 	}
-	s, _, err := g.pool.connect(ctx, g.bound(c.rest), &ConnectRequest{Target: addr, SentBy: c.rest.last.sentBy, Baggage: g.plan.Load().baggage, Traceparent: nextTraceparent(""), Via: g.via})
+	p := g.plan.Load()
+	req := &ConnectRequest{Target: addr, SentBy: c.rest.last.sentBy, Baggage: p.baggage, Traceparent: nextTraceparent("")}
+	if p.meets {
+		req.Via = g.via
+	}
+	s, _, err := g.pool.connect(ctx, g.bound(c.rest), req)
 	return s, err
 }
 

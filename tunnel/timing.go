@@ -98,7 +98,7 @@ func (f *Flow) firstByte() time.Duration {
 	if at == 0 || f.times[phaseOpen] == 0 {
 		return 0
 	}
-	return max(at-f.times.get(phaseOpen), time.Microsecond)
+	return max(at-f.times.get(phaseOpen), time.Microsecond).Truncate(time.Microsecond)
 }
 
 // timings appends where the time went, the phases that there were.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -295,4 +296,80 @@ func TestForeignEnvoyExit(t *testing.T) {
 		}
 	})
 	entry.idle(t)
+}
+
+// TestForeignEnvoyBothEnds has Envoy in front as ingress, which opens tunnels at our gateway, and Envoy behind as egress, which
+// ends those of ours: two hops of somebody else and one of ours between, each by its own identity.
+func TestForeignEnvoyBothEnds(t *testing.T) {
+	m := newMesh(t)
+	w, denied := newWeb(t), newWeb(t)
+	gwID := m.identity(t, "default", "gw")
+	egress := startEnvoy(t, envoyExit, "$DIR", m.dir, "$DENIED", denied.addr)
+	gw := m.configured(t, "gw", `
+listeners: [{name: mesh, kind: hbone, address: "$ADDR"}]
+hops: {egress: {address: "`+egress.addr+`", identity: "`+serverID+`"}}
+routes: [{via: [egress]}]
+`)
+	ingress := func(t *testing.T, target string) *envoy {
+		return startEnvoy(t, strings.Replace(envoyClient, serverID, gwID, 1), "$DIR", m.dir, "$NAME", "client", "$TARGET", `"`+target+`"`, "$PORT", port(gw.addr))
+	}
+	t.Run("web server", func(t *testing.T) {
+		w.curlFetches(t, "http://"+ingress(t, w.addr).addr)
+		gw.says(t, "msg=flow", "peer="+clientID, "dst="+w.addr, "hop=egress", "hop_id="+serverID)
+		egress.says(t, "stream status=200", "peer="+gwID, "authority="+w.addr)
+	})
+	t.Run("half-close", func(t *testing.T) {
+		in := ingress(t, serve(t, echo))
+		for _, n := range []int{0, 1, 70_000, 1 << 20} {
+			echoHalfClosed(t, in.addr, n)
+		}
+	})
+	t.Run("refused behind", func(t *testing.T) {
+		in := ingress(t, denied.addr)
+		nc := dial(t, in.addr)
+		if got, err := io.ReadAll(nc); len(got) > 0 || err != nil && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("through Envoy = %q, %v, want nothing and the end", got, err)
+		}
+		in.says(t, "flow flags=", "401", "received-status=403")
+		gw.says(t, "msg=flow", "dst="+denied.addr, "reason=denied", "by=egress", "hop_id="+serverID)
+	})
+	gw.idle(t)
+}
+
+// TestForeignEnvoyBetween has a chain lead through Envoy: it ends the outer CONNECT and passes on what it cannot read.
+func TestForeignEnvoyBetween(t *testing.T) {
+	m := newMesh(t)
+	farID := m.identity(t, "default", "far")
+	far := m.gateway(t, "far", "--hbone", "$ADDR")
+	between := startEnvoy(t, envoyExit, "$DIR", m.dir, "$DENIED", "none")
+	w := newWeb(t)
+	entry := m.forward(t, between.addr+","+far.addr, w.addr)
+	w.curlFetches(t, "http://"+entry.addr)
+	echoHalfClosed(t, m.forward(t, between.addr+","+far.addr, serve(t, echo)).addr, 70_000)
+	entry.says(t, "msg=flow", "hop="+between.addr+","+far.addr, "hop_id="+farID)
+	far.says(t, "msg=flow", "peer="+clientID, "dst="+w.addr)
+	entry.kill() // Envoy tells of a stream when it has ended
+	between.says(t, "stream", "peer="+clientID, "authority="+far.addr)
+}
+
+// TestForeignEnvoyWaypoint has Envoy say what it is, as Istio's waypoint does: our gateway leads its flows past the waypoint, and
+// those of others who say the same to it.
+func TestForeignEnvoyWaypoint(t *testing.T) {
+	m := newMesh(t)
+	waypointID := m.identity(t, "default", "waypoint")
+	past, to := newWeb(t), serve(t, func(nc *net.TCPConn) { _, _ = io.WriteString(nc, "to the waypoint\n") })
+	ew := m.configured(t, "server", `
+listeners: [{name: mesh, kind: hbone, address: "$ADDR"}]
+trustHeaders: ["`+strings.TrimPrefix(waypointID, "spiffe://")+`"]
+routes:
+- {destinations: ["`+past.addr+`"], istioSource: [waypoint]}
+- {destinations: ["`+past.addr+`"], inner: pass, innerPort: `+port(to)+`}
+`)
+	says := `"` + past.addr + `", headers_to_add: [{header: {key: x-istio-source, value: waypoint}}]`
+	waypoint := startEnvoy(t, envoyClient, "$DIR", m.dir, "$NAME", "waypoint", "$TARGET", says, "$PORT", port(ew.addr))
+	past.curlFetches(t, "http://"+waypoint.addr)
+	forged := startEnvoy(t, envoyClient, "$DIR", m.dir, "$NAME", "client", "$TARGET", says, "$PORT", port(ew.addr))
+	if got, err := io.ReadAll(dial(t, forged.addr)); string(got) != "to the waypoint\n" || err != nil {
+		t.Errorf("who says falsely to be a waypoint gets %q, %v, want to be led to it", got, err)
+	}
 }
