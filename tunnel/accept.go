@@ -49,6 +49,7 @@ type listenerConf struct {
 	proxy          bool                        // apps ask for flows, which carry this gateway's identity
 	way            capture.Way                 // of one flow on each connection; nil: server, or hbone
 	server         capture.Server              // of several; nil: way, or hbone
+	serves         Server                      // finds flows on connections by itself; nil: it does not
 	packets        capture.PacketWay           // of datagrams; nil: none are caught
 	service        Service                     // answers what is caught; nil: it is carried
 	requests       func(*h2.Stream)            // serves what is no CONNECT; nil: that is refused
@@ -137,6 +138,10 @@ func (g *Gateway) addWay(conf *listenerConf, c *ListenerConfig) (err error) {
 			conf.way, conf.packets = capture.Redirect{}, capture.TProxy{} // Redirect finds what TPROXY has led here, too
 		}
 	default:
+		if make := g.env.Servers[c.Kind]; make != nil {
+			conf.serves, err = make(g, c)
+			break
+		}
 		made := g.env.Ways[c.Kind]
 		if made == nil {
 			return fmt.Errorf("no way of kind %q", c.Kind)
@@ -220,6 +225,9 @@ func (conf *listenerConf) close() {
 	if conf.server != nil {
 		conf.server.Close()
 	}
+	if conf.serves != nil {
+		conf.serves.Close()
+	}
 }
 
 // acceptLoop accepts until the listener is closed. When the system has no more files or memory it pauses,
@@ -293,6 +301,13 @@ func (l *listener) serveConn(nc net.Conn, conf *listenerConf) {
 	switch {
 	case conf.server != nil:
 		l.catchMany(nc, conf)
+		return
+	case conf.serves != nil:
+		stop := l.g.closeWithGateway(nc)
+		conf.serves.Serve(nc, func() {
+			stop()
+			l.connEnded()
+		})
 		return
 	case conf.service != nil:
 		if c := l.catchOne(nc, conf); c != nil {

@@ -54,7 +54,7 @@ type ListenerConfig struct {
 	// `tproxy` or `redirect` (what the packet filter leads here, see `gateway capture`; each flow goes where
 	// it was meant to), `dns` (questions for names, of apps; see `dns` of the file), `x-tun` (tunnels that others' load
 	// balancers pass on, see XTun), `agent` (from a hop, on a connection that this gateway dials there, such as from behind a
-	// NAT).
+	// NAT), `ingress` (clients that are no gateways, see Ingress).
 	Kind string `yaml:"kind"`
 	// Address to listen on: `host:port`, or `:port` for all addresses of this host, or `unix:/path`. For
 	// `tproxy`, `redirect` and `dns`, `localhost:port` is both 127.0.0.1 and ::1. A `forward` listener may have
@@ -112,6 +112,8 @@ type ListenerConfig struct {
 	// where a route of the listener names it, to port 443 of it. Such flows have no identity here, so the route needs
 	// `from: any`. All else is HBONE. It costs each connection a look at its first bytes.
 	SNIPassthrough bool `yaml:"sniPassthrough"`
+	// Ingress says what an `ingress` listener takes.
+	Ingress IngressConfig `yaml:"ingress"`
 	// MaxConnections is how many accepted connections may be open at once; above it new ones are closed
 	// at once. Default 100000; negative: no limit but that of the system.
 	MaxConnections int `yaml:"maxConnections"`
@@ -273,6 +275,12 @@ type RouteConfig struct {
 	Inner string `yaml:"inner"`
 	// InnerPort is where workloads take inner tunnels. Default 15008.
 	InnerPort uint16 `yaml:"innerPort"`
+	// To is where the flows go that the route takes, `host:port`, instead of to what they asked for. Policy is asked about
+	// what is dialled; of a request of HTTP it is also told the host that it names.
+	To string `yaml:"to"`
+	// HTTP narrows the route to requests of HTTP that it says, and says what is done with them. A route with it takes no
+	// other flows. Only where the gateway has requests in the clear, as on `ingress` listeners.
+	HTTP *RouteHTTPConfig `yaml:"http"`
 	// Via is the chain of hops, nearest first: names from Hops, or `host:port`. Empty: this
 	// gateway connects to the destination itself.
 	Via []string `yaml:"via"`

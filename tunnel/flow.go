@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"culvert/pki/spiffe"
+	"culvert/policy"
 	"culvert/tunnel/endpoint"
-	"culvert/tunnel/h2"
 )
 
 // Flow is one accepted connection with its destination and its peer, from acceptance to record. The
@@ -78,6 +78,7 @@ const (
 	markAudit    = 1 << iota // a rule watches it
 	markRecorded             // it counts in no limit any more; set with mu held
 	markReported             // what rules in report would do was told
+	markAnswered             // it is an exchange whose answer has begun
 )
 
 // marked reports whether the flow has a mark.
@@ -96,10 +97,16 @@ type Request struct {
 	// ("waypoint", "gateway", "sidecar"), as it says and may be believed.
 	Network, SentBy string
 
-	fields *h2.Header // of the request, where a token may be; nil: none
+	// HTTP is the request that the flow is, where it is one; nil: it is none.
+	HTTP *policy.HTTP
+	// SNI is the server name that the client has asked TLS for.
+	SNI string
+	// Remote is the client's address, as a proxy that is trusted has told.
+	Remote netip.Addr
 
-	due  *due  // what policy asks for before the flow begins
-	asks *asks // who has to allow it besides
+	fields interface{ Values(name string) []string } // of the request, where a token may be; nil: none
+	due    *due                                      // what policy asks for before the flow begins
+	asks   *asks                                     // who has to allow it besides
 }
 
 // direction is one way of a flow: what is read from src is written to dst. It is an io.Writer so that a
@@ -168,7 +175,7 @@ func (f *Flow) traced(id traceID) {
 func (f *Flow) stands() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.in.dst != nil
+	return f.in.dst != nil || f.marked(markAnswered)
 }
 
 // fail notes why the flow ends before its time; the first reason counts. It returns that reason.
@@ -216,6 +223,7 @@ const watchAfter = 10 * time.Millisecond
 func (f *Flow) opening(base context.Context, gone func() <-chan struct{}) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithTimeout(base, f.plan.timeouts.Open)
 	f.mu.Lock()
+	before := f.cancel // of an exchange
 	f.cancel = cancel
 	cut := f.why != nil
 	f.mu.Unlock()
@@ -232,7 +240,7 @@ func (f *Flow) opening(base context.Context, gone func() <-chan struct{}) (ctx c
 	return ctx, func() {
 		watch.Stop()
 		f.mu.Lock()
-		f.cancel = nil
+		f.cancel = before
 		f.mu.Unlock()
 		cancel()
 	}

@@ -81,6 +81,9 @@ type Env struct {
 	Lookup func(ctx context.Context, name string, kind endpoint.Kind) ([]endpoint.Answer, time.Duration, error)
 	// Ways make capture ways for listener kinds that this package does not know, by kind.
 	Ways map[string]func(*ListenerConfig) (capture.Way, error)
+	// Servers make what serves the connections of listener kinds whose flows are found in them, by kind. g is the gateway that
+	// carries the flows.
+	Servers map[string]func(g *Gateway, c *ListenerConfig) (Server, error)
 	// Transports connect to hops in other ways than TransportH2, by name.
 	Transports map[string]TransportDialer
 	// DNS returns what answers on a dns listener. Required with one.
@@ -117,6 +120,17 @@ type Service interface {
 	// Serve answers on c, until the app ends it, and closes it. Where the app meant to reach somebody else, c's
 	// destination says whom; else it is zero. ctx ends with the gateway.
 	Serve(ctx context.Context, c *capture.Conn)
+}
+
+// Server serves the connections of a listener, on which it finds flows that it hands to Gateway.Carry or
+// Gateway.CarryExchange.
+type Server interface {
+	// Serve serves a connection and closes it. It returns at once or when all is over; done is called once, when nothing that
+	// belongs to the connection is under way any more.
+	Serve(nc net.Conn, done func())
+	// Close ends connections on which nothing is under way, the others when that is over, and what was kept for flows to come. It
+	// returns at once. Serve may still be called.
+	Close()
 }
 
 // Gateway carries flows: it accepts them on its listeners, decides, opens and relays, and keeps the
@@ -230,6 +244,9 @@ func (g *Gateway) compile(cfg *Config) (*plan, error) {
 	}
 	var kinds []string
 	for kind := range g.env.Ways {
+		kinds = append(kinds, kind)
+	}
+	for kind := range g.env.Servers {
 		kinds = append(kinds, kind)
 	}
 	slices.Sort(kinds)

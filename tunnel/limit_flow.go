@@ -23,6 +23,9 @@ type due struct {
 // note adds what a decision asks for.
 func (f *Flow) note(r *policy.Request, d *policy.Decision) {
 	o := d.Obligations
+	if o != nil && len(o.Headers) > 0 && f.Request.HTTP != nil {
+		f.shown.headers = append(f.shown.headers, o.Headers...)
+	}
 	if o == nil || len(o.Limits) == 0 && !o.Audit {
 		return
 	}

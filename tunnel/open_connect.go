@@ -39,7 +39,9 @@ func (g *Gateway) request(f *Flow) *ConnectRequest {
 	if req.Baggage == "" {
 		req.Baggage = g.baggageFor(f)
 	}
-	req.Forwarded = appendForwarded(f.Request.Forwarded, f.Source, f.Target)
+	if f.Request.HTTP == nil { // else the tunnel serves others too, and each request tells for itself
+		req.Forwarded = appendForwarded(f.Request.Forwarded, f.Source, f.Target)
+	}
 	req.Traceparent, req.Tracestate = nextTraceparent(f.Request.Traceparent), f.Request.Tracestate
 	f.traced(traceOf(req.Traceparent))
 	if f.passed != nil || f.Way == WayConnect || f.plan.meets {

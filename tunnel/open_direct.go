@@ -166,7 +166,7 @@ func (f *Flow) authorizeAddrs(ctx context.Context, addrs []netip.Addr) error {
 	var r policy.Request
 	f.ask(&r, f.plan)
 	f.show().addrs, r.Self = addrs, f.self
-	f.Request.due, f.Request.asks = nil, nil // what is due is due for the addresses
+	f.Request.due, f.Request.asks, f.shown.headers = nil, nil, nil // what is due is due for the addresses
 	for _, r.Addr = range addrs {
 		r.Workload = f.plan.workloadOf(Target{Addr: r.Addr})
 		d := f.plan.decide(&r)

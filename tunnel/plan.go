@@ -39,6 +39,7 @@ type listenerPlan struct {
 	name     string
 	kind     string
 	routes   []*route
+	index    *routeIndex  // of routes
 	agents   []*agentRule // peers that may register
 	allLocal bool         // every route leads to this host's own addresses
 	names    bool         // a route names a host
@@ -48,15 +49,12 @@ type listenerPlan struct {
 // takesName reports whether the first route that takes either named or addr does so because it names the host. local
 // tells that addr is one of this host's own.
 func (l *listenerPlan) takesName(named, addr Target, local bool) bool {
-	for _, r := range l.routes {
-		if r.match(addr, local) != nil {
-			return false
-		}
-		if m := r.match(named, false); m != nil {
-			return m.namesHost()
-		}
+	n := l.index.find(named, false, nil, "")
+	if n == nil || !n.match.namesHost() {
+		return false
 	}
-	return false
+	a := l.index.find(addr, local, nil, "")
+	return a == nil || n.order < a.order && n.route != a.route
 }
 
 // workload is a program that this gateway stands before.
@@ -180,6 +178,9 @@ func (p *plan) addRoutes(c *Config) error {
 			}
 		}
 	}
+	for _, l := range p.listeners {
+		l.index = newRouteIndex(l.routes)
+	}
 	return nil
 }
 
@@ -203,6 +204,15 @@ func (p *plan) addOffer(c *Config, i int) error {
 func (p *plan) newRoute(name string, c *Config, rc *RouteConfig) (*route, error) {
 	r := &route{name: name, matchers: compileMatchers(rc), ports: rc.Ports, fromAny: rc.From == fromAny, keep: rc.Source == keepSource, agents: rc.Agents, tls: rc.TLS}
 	r.sentBy = rc.IstioSource
+	var err error
+	if r.http, err = newHTTPMatch(rc.HTTP); err != nil {
+		return nil, err
+	}
+	if rc.To != "" {
+		if r.to, err = ParseAuthority(rc.To); err != nil {
+			return nil, err
+		}
+	}
 	if rc.Inner == passInner {
 		r.inner = cmp.Or(rc.InnerPort, hbonePort)
 	}
@@ -214,7 +224,6 @@ func (p *plan) newRoute(name string, c *Config, rc *RouteConfig) (*route, error)
 		if len(entries) == 0 {
 			return r, nil
 		}
-		var err error
 		r.guard, err = policy.CompileEgress(name, entries, p.own.forPolicy())
 		return r, err
 	}

@@ -68,6 +68,9 @@ func (g *Gateway) record(f *Flow, err error) {
 		if f.marked(markAudit) {
 			attrs = append(attrs, slog.Bool("audit", true))
 		}
+		if f.shown != nil && f.shown.status != 0 {
+			attrs = append(attrs, slog.Int("status", f.shown.status))
+		}
 		attrs = append(attrs, slog.Int64("bytes_in", in), slog.Int64("bytes_out", out))
 		if in, out, lost, ok := f.packets(); ok {
 			attrs = append(attrs, slog.Int64("packets_in", in), slog.Int64("packets_out", out), slog.Int64("packets_lost", lost))
@@ -115,6 +118,9 @@ func (f *Flow) describe(attrs []slog.Attr, err error) []slog.Attr {
 		add("src", f.Source.String())
 	}
 	add("peer", f.Peer.String())
+	if f.shown != nil {
+		add("asked", f.shown.wanted.String())
+	}
 	if f.Target.IsName() {
 		add("host", f.Target.String())
 	}
@@ -250,6 +256,9 @@ func addrList(addrs []netip.Addr) string {
 // dialled is the address that the opened side leads to, of the destination or of the hop's connection; not
 // valid where the flow did not stand.
 func (f *Flow) dialled() netip.AddrPort {
+	if f.shown != nil && f.shown.dialled.IsValid() {
+		return f.shown.dialled
+	}
 	if f.in.dst == nil {
 		return netip.AddrPort{}
 	}
@@ -298,7 +307,7 @@ func (g *Gateway) Flows(limit int) []FlowInfo {
 // lock that it has taken after.
 func (f *Flow) info() FlowInfo {
 	i := FlowInfo{
-		Flow: f.name(), Listener: f.Listener, Way: f.Way, Peer: f.Peer.String(), Target: f.Target.String(), Started: f.started,
+		Flow: f.name(), Listener: f.Listener, Way: f.Way, Peer: f.Peer.String(), Started: f.started,
 		BytesIn: f.in.carried(), BytesOut: f.out.carried(), Audit: f.marked(markAudit), Limits: f.limits.Load().info(),
 	}
 	if f.Source.IsValid() {
@@ -309,8 +318,8 @@ func (f *Flow) info() FlowInfo {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	i.Trace = f.trace.String()
-	if i.Stands = f.in.dst != nil; i.Stands { // not stands, as mu is held
+	i.Trace, i.Target = f.trace.String(), f.Target.String()
+	if i.Stands = f.in.dst != nil || f.marked(markAnswered); i.Stands { // not stands, as mu is held
 		i.Hop, i.Rule = f.via.leadsTo(), f.rule
 		if s, ok := f.in.dst.(*agentStream); ok {
 			i.Agent = s.from.proof.id.String()

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"log/slog"
+	"net/netip"
 	"strconv"
 	"time"
 
@@ -25,11 +26,7 @@ type Accepted interface {
 // the flow is refused, or some time after it stands: an idle flow needs no goroutine that was used for more
 // than waiting, or none at all. Flow.Ended tells when it is over.
 func (g *Gateway) Carry(f *Flow, a Accepted) {
-	g.begin(f)
-	err := g.decide(f)
-	if err == nil && !f.resolves() { // else openDirect asks, when there are addresses
-		err = g.askBefore(f, a.Gone)
-	}
+	err := g.enter(f, a.Gone)
 	var opened Conn
 	early := earlyOf(f, a)
 	if err == nil {
@@ -51,6 +48,16 @@ func (g *Gateway) Carry(f *Flow, a Accepted) {
 	f.relay(accepted, append(ahead, early.left()...), opened)
 }
 
+// enter enters a flow into the books and finds out whether it may pass.
+func (g *Gateway) enter(f *Flow, gone func() <-chan struct{}) error {
+	g.begin(f)
+	err := g.decide(f)
+	if err == nil && !f.resolves() { // else openDirect asks, when there are addresses
+		err = g.askBefore(f, gone)
+	}
+	return err
+}
+
 // ruleStrict is Error.Rule of a flow that a strict listener refuses.
 const ruleStrict = "strict"
 
@@ -68,11 +75,9 @@ func (g *Gateway) decide(f *Flow) error {
 		return &Error{Cause: CauseDenied, Rule: ruleStrict, Reason: "listener " + f.Listener + " is strict: flows come in by tunnels, not plain; strict: false (--inbound permissive) lets them in"}
 	}
 	f.local = p.isLocal(f.Target, f.Request.Dialled)
-	for _, r := range l.routes {
-		if m := r.match(f.Target, f.local); m != nil && r.fits(f.Request.SentBy) {
-			f.via, f.named = r, m.names()
-			break
-		}
+	if found := l.index.find(f.Target, f.local, f.Request.HTTP, f.Request.SentBy); found != nil {
+		f.via, f.named = found.route, found.match.names()
+		f.lead()
 	}
 	g.showToken(f)
 	if err := g.authorize(f); err != nil {
@@ -88,6 +93,18 @@ func (g *Gateway) decide(f *Flow) error {
 		return nil // openDirect asks about the addresses, and does what is due then
 	}
 	return g.oblige(f)
+}
+
+// lead has the flow go where its route leads, if that is elsewhere than it wanted.
+func (f *Flow) lead() {
+	if f.via.to == (Target{}) {
+		return
+	}
+	f.show().wanted = f.Target
+	f.mu.Lock() // others may look at the flow
+	f.Target = f.via.to
+	f.mu.Unlock()
+	f.local, f.named = f.plan.isLocal(f.Target, netip.Addr{}), true
 }
 
 // authorize asks policy whether the peer may pass. A route that is open to anybody stands in for an
@@ -118,6 +135,7 @@ func (f *Flow) ask(r *policy.Request, p *plan) {
 		if t := f.shown.token; t != nil {
 			r.Token = &t.Token
 		}
+		r.HTTP = f.shown.http
 	}
 	if f.via != nil {
 		if f.via.fromAny {
@@ -137,7 +155,7 @@ func denied(d *policy.Decision) *Error {
 	if place := d.Place.String(); place != "" {
 		reason += " (" + place + ")"
 	}
-	return &Error{Cause: CauseDenied, Policy: d.Policy, Rule: d.Rule, Reason: reason}
+	return &Error{Cause: CauseDenied, Policy: d.Policy, Rule: d.Rule, BadToken: d.BadToken, Reason: reason}
 }
 
 // decideAgain ends the live flows that policy does not let pass any more.
@@ -165,7 +183,7 @@ func (f *Flow) decideAgain(p *plan) *asks {
 	var r policy.Request
 	f.ask(&r, p)
 	if r.Unresolved {
-		r.Addr = addrPort(f.out.src.RemoteAddr()).Addr()
+		r.Addr = f.dialled().Addr()
 		r.Workload = p.workloadOf(Target{Addr: r.Addr})
 	}
 	d := p.decide(&r)

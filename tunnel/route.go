@@ -28,6 +28,8 @@ type route struct {
 	inner    uint16         // the port of workloads where what is carried goes, a tunnel that is not opened; 0: it is none
 	chain    *chain         // nil, and agents is not set: this gateway connects to the destination itself
 	guard    *policy.Egress // opens what a direct route names; nil where it names nothing
+	http     *httpMatch     // the requests that it takes; nil: every flow
+	to       Target         // where its flows go; zero: where they want to
 }
 
 // matcherKind is what a matcher takes.
@@ -137,9 +139,14 @@ func (r *route) fits(sentBy string) bool {
 	return len(r.sentBy) == 0 || slices.Contains(r.sentBy, sentBy)
 }
 
+// takesPort reports whether r takes flows to a port.
+func (r *route) takesPort(port uint16) bool {
+	return len(r.ports) == 0 || slices.Contains(r.ports, port)
+}
+
 // match returns the matcher of r that takes t, nil if none does.
 func (r *route) match(t Target, local bool) *matcher {
-	if len(r.ports) > 0 && !slices.Contains(r.ports, t.Port) {
+	if !r.takesPort(t.Port) {
 		return nil
 	}
 	for i := range r.matchers {
@@ -152,7 +159,7 @@ func (r *route) match(t Target, local bool) *matcher {
 
 // onlyLocal reports whether r leads to this host's own addresses and nowhere else.
 func (r *route) onlyLocal() bool {
-	return r.direct() && !slices.ContainsFunc(r.matchers, func(m matcher) bool { return m.kind != matchLocal })
+	return r.direct() && r.to == (Target{}) && !slices.ContainsFunc(r.matchers, func(m matcher) bool { return m.kind != matchLocal })
 }
 
 // direct reports whether this gateway connects to the destinations itself.
@@ -184,6 +191,9 @@ func compileMatchers(c *RouteConfig) []matcher {
 // guardEntries are the entries of a direct route in the form of an egress list: what the route names is
 // opened by it (SECURITY.md, "What is promised"). Ports of the route are written to each entry without one.
 func guardEntries(c *RouteConfig) []string {
+	if c.To != "" {
+		return []string{c.To}
+	}
 	var list []string
 	for _, text := range slices.Concat(c.Hosts, c.Destinations) {
 		m := parseMatcher(text)

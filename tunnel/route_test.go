@@ -77,6 +77,7 @@ func TestRouteTakesName(t *testing.T) {
 			for _, text := range tt.routes {
 				l.routes = append(l.routes, &route{matchers: []matcher{parseMatcher(text)}})
 			}
+			l.index = newRouteIndex(l.routes)
 			if got := l.takesName(named, addr, tt.local); got != tt.want {
 				t.Errorf("takesName = %t, want %t", got, tt.want)
 			}

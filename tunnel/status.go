@@ -56,6 +56,10 @@ const (
 	CauseLimited                // a limit of policy is reached
 	CauseCircuit                // a limit of a service or a hop is reached
 	CauseDraining               // this gateway is stopping
+	CauseMisdirected            // the client asks on this connection for a host that its certificate does not cover
+	CauseTooLong                // the body of a request is too long
+	CauseHeadTooLong            // the head is
+	CauseSlow                   // the client takes too long to send its request
 	CauseSourceGone             // the accepted end went away before the answer
 	CauseSourceBroke            // the accepted end broke while the flow ran
 	CauseDestinationBroke       // the opened end broke while the flow ran
@@ -112,12 +116,25 @@ var verdicts = [numCauses]verdict{
 	CauseLimited:          {"limited", 503, "connection_limit_reached", h2.ConnectError, capture.Unavailable, "at a limit of policy"},
 	CauseCircuit:          {"circuit", 503, "connection_limit_reached", h2.ConnectError, capture.Unavailable, "at a limit of the destination"},
 	CauseDraining:         {"draining", 503, "proxy_internal_response", h2.ConnectError, capture.Unavailable, "stopping"},
+	CauseMisdirected:      {"misdirected", 400, "http_request_error", h2.ProtocolError, capture.General, "not served on this connection"},
+	CauseTooLong:          {"too-long", 400, "http_request_error", h2.ProtocolError, capture.General, "the body is too long"},
+	CauseHeadTooLong:      {"head-too-long", 400, "http_request_error", h2.ProtocolError, capture.General, "the head is too long"},
+	CauseSlow:             {"slow", 400, "http_request_error", h2.ProtocolError, capture.General, "the request takes too long"},
 	CauseSourceGone:       {"source-gone", 503, "connection_terminated", h2.Cancel, capture.General, "request withdrawn"},
 	CauseSourceBroke:      {"source-broke", 503, "connection_terminated", h2.ConnectError, capture.General, "connection terminated"},
 	CauseDestinationBroke: {"destination-broke", 503, "connection_terminated", h2.ConnectError, capture.General, "connection terminated"},
 	CauseIdle:             {"idle", 503, "connection_terminated", h2.ConnectError, capture.General, "idle"},
 	CauseAge:              {"age", 503, "connection_terminated", h2.ConnectError, capture.General, "greatest age"},
 	CauseCut:              {"cut", 503, "connection_terminated", h2.ConnectError, capture.General, "cut"},
+}
+
+// requestStatuses are the statuses by which a client of HTTP hears why its request was refused, as RFC 9209, section 2.3, recommends
+// most of them; 0: bad gateway.
+var requestStatuses = [numCauses]int{
+	CauseNone: 200, CauseInternal: 500, CauseConfiguration: 500, CauseMalformed: 400, CauseNotConnect: 400, CauseNotLocal: 421,
+	CauseNoRoute: 404, CauseDenied: 403, CauseToken: 401, CauseRevoked: 403, CauseExpired: 403, CauseProhibited: 403, CauseLoop: 508, CauseOwnPort: 403,
+	CauseDNSTimeout: 504, CauseTimeout: 504, CauseUnavailable: 503, CauseFull: 503, CauseLimited: 429, CauseDraining: 503,
+	CauseMisdirected: 421, CauseTooLong: 413, CauseHeadTooLong: 431, CauseSlow: 408, CauseIdle: 504, CauseAge: 504, CauseCut: 503,
 }
 
 // String returns the word that records and metrics have for c: "ok", "denied", "dns-timeout".
@@ -141,6 +158,8 @@ type Error struct {
 	Hop string
 	// Policy and Rule name what decided, where something did. A peer is told both.
 	Policy, Rule string
+	// BadToken tells that the token of a request is why it is refused.
+	BadToken bool
 	// Reason is a sentence for the operator of this gateway. A peer is not told, for it may name
 	// addresses and identities.
 	Reason string

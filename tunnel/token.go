@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"culvert/policy"
-	"culvert/tunnel/h2"
 )
 
 // Token is what a peer has shown besides its certificate, verified.
@@ -29,6 +28,12 @@ type shown struct {
 	badToken string       // "": none was shown, or it is valid
 	addrs    []netip.Addr // of the name, that policy was asked about
 	network  string       // that it comes from, as a peer that is trusted with that has told; for the record alone
+
+	http    *policy.HTTP    // the request that the flow is; nil: it is none
+	wanted  Target          // where the flow wanted to go, that a route leads elsewhere; zero: nowhere else
+	dialled netip.AddrPort  // by an exchange; not valid: nothing yet
+	status  int             // of an exchange's answer; 0: none
+	headers []policy.Header // that policy wants added to the request
 }
 
 // show returns what else is known of the flow, to be filled in.
@@ -77,7 +82,7 @@ func (g *Gateway) showToken(f *Flow) {
 }
 
 // shownToken finds the one token among the fields of a request; bad says why there is more than one.
-func shownToken(fields *h2.Header, rules []*policy.TokenRule) (text, bad string) {
+func shownToken(fields interface{ Values(name string) []string }, rules []*policy.TokenRule) (text, bad string) {
 	look := func(name, prefix string) {
 		for _, value := range fields.Values(name) {
 			token, ok := cutPrefixFold(value, prefix)
@@ -153,6 +158,9 @@ func (g *Gateway) recheckTokens(now time.Time) {
 
 // question appends what else policy was told.
 func (s *shown) question(attrs []slog.Attr) []slog.Attr {
+	if h := s.http; h != nil {
+		attrs = append(attrs, slog.String("method", shorten(h.Method)), slog.String("path", shorten(h.Path)), slog.String("authority", shorten(h.Host)))
+	}
 	if s.sni != "" {
 		attrs = append(attrs, slog.String("sni", s.sni))
 	}
@@ -169,4 +177,15 @@ func (s *shown) question(attrs []slog.Attr) []slog.Attr {
 		attrs = append(attrs, slog.String("bad_token", s.badToken))
 	}
 	return attrs
+}
+
+// maxShown is how much of what a client has written a record has.
+const maxShown = 256
+
+// shorten cuts what a client has written to a length that is fit for a record.
+func shorten(s string) string {
+	if len(s) <= maxShown {
+		return s
+	}
+	return s[:maxShown] + "…"
 }

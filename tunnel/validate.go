@@ -44,7 +44,7 @@ func (p Problems) Error() string {
 // and reads no file, so a Config is right or wrong on every host alike. kinds are listener kinds served
 // besides those of this package.
 func (c *Config) Validate(kinds ...string) error {
-	v := &validator{cfg: c, kinds: append([]string{KindHBONE, KindSOCKS5, KindHTTPProxy, KindProxy, KindForward, KindTProxy, KindRedirect, KindDNS, KindXTun, KindAgent}, kinds...)}
+	v := &validator{cfg: c, kinds: append([]string{KindHBONE, KindSOCKS5, KindHTTPProxy, KindProxy, KindForward, KindTProxy, KindRedirect, KindDNS, KindXTun, KindAgent, KindIngress}, kinds...)}
 	v.join("policy", c.Policy.Validate())
 	if _, err := policy.Compile(policy.Config{Allow: c.TrustHeaders}); err != nil {
 		v.joinAs("trustHeaders", err)
@@ -94,6 +94,7 @@ func (v *validator) timeouts() {
 type validator struct {
 	cfg      *Config
 	kinds    []string
+	matchers [][]matcher // of the routes
 	problems Problems
 }
 
@@ -202,6 +203,7 @@ func (v *validator) listenerKind(at string, l *ListenerConfig) {
 	if !l.isCapture() && l.Sniff != 0 {
 		v.note(at+".sniff", "only a listener of kind tproxy or redirect looks for names; remove sniff")
 	}
+	v.ingress(at, l)
 	v.logins(at, l)
 	v.xTun(at, l)
 	v.agents(at, l)

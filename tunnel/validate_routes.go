@@ -19,6 +19,7 @@ func (v *validator) routes() {
 		}
 	}
 	sound := make([]bool, len(v.cfg.Routes)) // without a fault, so that something can be concluded from it
+	v.matchers = make([][]matcher, len(v.cfg.Routes))
 	for i := range v.cfg.Routes {
 		before := len(v.problems)
 		v.route(i, names)
@@ -26,6 +27,7 @@ func (v *validator) routes() {
 		if !sound[i] {
 			continue
 		}
+		v.matchers[i] = compileMatchers(&v.cfg.Routes[i])
 		if by := v.shadowedBy(i, sound, names); len(by) > 0 {
 			v.note(fmt.Sprintf("routes[%d]", i), "the route can never match: %s before it %s every flow that it would; put this one first, or remove it",
 				strings.Join(by, " and "), plural(len(by), "takes", "take"))
@@ -78,6 +80,7 @@ func (v *validator) route(i int, listeners []string) {
 		v.sender(fmt.Sprintf("%s.istioSource[%d]", at, j), kind)
 	}
 	v.entries(at, r)
+	v.checkHTTP(at, r)
 	v.hops(at, r.Via)
 }
 
@@ -194,7 +197,7 @@ func (v *validator) shadowedBy(i int, sound []bool, all []string) []string {
 	}
 	var by []string
 	for _, listener := range listeners {
-		for _, m := range compileMatchers(r) {
+		for _, m := range v.matchers[i] {
 			for _, port := range ports {
 				if m.port != 0 {
 					if port != 0 && port != m.port {
@@ -218,14 +221,17 @@ func (v *validator) shadowedBy(i int, sound []bool, all []string) []string {
 // taker returns the first route before route i that takes all of m at that port from a listener, -1 if
 // none does.
 func (v *validator) taker(i int, sound []bool, listener string, m *matcher, port uint16) int {
+	http := v.cfg.Routes[i].HTTP
 	for j := range i {
 		r := &v.cfg.Routes[j]
-		if !sound[j] || len(r.IstioSource) > 0 || len(r.Listeners) > 0 && !slices.Contains(r.Listeners, listener) ||
+		if !sound[j] || !r.HTTP.covers(http) || len(r.IstioSource) > 0 || len(r.Listeners) > 0 && !slices.Contains(r.Listeners, listener) ||
 			len(r.Ports) > 0 && !slices.Contains(r.Ports, port) {
 			continue
 		}
-		if slices.ContainsFunc(compileMatchers(r), func(o matcher) bool { return o.covers(m, port) }) {
-			return j
+		for k := range v.matchers[j] {
+			if v.matchers[j][k].covers(m, port) {
+				return j
+			}
 		}
 	}
 	return -1

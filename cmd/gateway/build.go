@@ -15,6 +15,7 @@ import (
 	"culvert/policy/extauthz"
 	"culvert/tunnel"
 	"culvert/tunnel/h2"
+	"culvert/tunnel/ingress"
 )
 
 // parts is a gateway put together: what a Config becomes. Owned by the goroutine that runs it, except for
@@ -32,6 +33,7 @@ type parts struct {
 	clients  *pki.ClientFiles
 	asked    *extauthz.Set
 	tokens   *tokens
+	acme     publicCerts
 	admin    *admin       // nil without an admin address
 	adminAt  net.Listener // where admin is served
 }
@@ -82,6 +84,9 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 	if err := b.openAuthorizers(); err != nil {
 		return nil, err
 	}
+	if err := b.openACME(cfg); err != nil {
+		return nil, asFaults(cfg, p, err)
+	}
 	b.serveAdmin()
 
 	if err := b.tunnel.Start(ctx); err != nil { // listeners
@@ -126,7 +131,21 @@ func (b *parts) env() tunnel.Env {
 		Bearer: bearer.Env{Sign: b.identity.sign, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			return b.tunnel.DialOwn(ctx, network, addr)
 		}},
+		Servers: map[string]func(*tunnel.Gateway, *tunnel.ListenerConfig) (tunnel.Server, error){tunnel.KindIngress: b.newIngress()},
 	}
+}
+
+// newIngress makes what serves clients that are no gateways.
+func (b *parts) newIngress() func(*tunnel.Gateway, *tunnel.ListenerConfig) (tunnel.Server, error) {
+	return ingress.New(ingress.Env{
+		Log: b.log.Logger, MeshTLS: b.identity.serverTLS, Identify: b.identity.identify, Issuer: &b.acme,
+		H2: h2.Config{Logger: b.log.Logger}, Budget: b.budget,
+	})
+}
+
+// dialOwn connects to what the process itself needs.
+func (b *parts) dialOwn(ctx context.Context, network, addr string) (net.Conn, error) {
+	return b.tunnel.DialOwn(ctx, network, addr)
 }
 
 // openNames makes what answers questions for names. Its own questions are flows of the tunnel.
@@ -144,9 +163,7 @@ func (b *parts) openNames(cfg *Config) error {
 
 // newTokens makes what verifies tokens. The keys of issuers are fetched by connections that are marked as the gateway's own.
 func (b *parts) newTokens() *tokens {
-	return &tokens{log: b.log.Logger, pinned: b.identity.pinned, dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		return b.tunnel.DialOwn(ctx, network, addr)
-	}}
+	return &tokens{log: b.log.Logger, pinned: b.identity.pinned, dial: b.dialOwn}
 }
 
 // openTokens puts the issuers in place. The tunnel is there by then, for their keys are fetched through it at once.
@@ -242,6 +259,7 @@ func (b *parts) close() {
 	if b.tokens != nil {
 		b.tokens.swap(nil)
 	}
+	b.acme.swap(nil)
 	if b.lookup != nil {
 		b.lookup.swap(nil)
 	}

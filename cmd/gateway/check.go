@@ -19,6 +19,7 @@ import (
 	"culvert/pki/jwt"
 	"culvert/policy"
 	"culvert/tunnel"
+	"culvert/tunnel/ingress"
 )
 
 func checkCommand() *cobra.Command {
@@ -81,6 +82,11 @@ func checkFiles(cfg *Config, p *places, f *faults, log *slog.Logger) {
 	}
 	for i, l := range cfg.Listeners {
 		var warnings []string
+		for j, c := range l.Ingress.Certificates {
+			if err := ingress.CheckCertificate(c); err != nil && c.Cert != "" {
+				v.note(fmt.Sprintf("listeners[%d].ingress.certificates[%d]", i, j), "%v", err)
+			}
+		}
 		if l.SOCKS5.UsersFile != "" && (l.Kind == tunnel.KindSOCKS5 || l.Kind == tunnel.KindProxy) {
 			way, err := capture.NewSocks5(l.SOCKS5)
 			v.join(fmt.Sprintf("listeners[%d].socks5", i), err)

@@ -10,6 +10,7 @@ import (
 
 	"culvert/capture/names"
 	"culvert/pki"
+	"culvert/pki/acme"
 	"culvert/pki/jwt"
 	"culvert/policy/extauthz"
 	"culvert/tunnel"
@@ -30,6 +31,8 @@ type Config struct {
 	Trust pki.TrustConfig `yaml:"trust"`
 	// Tokens says whose tokens (JWT) that come with requests are believed. Those of RequestAuthentications are too.
 	Tokens jwt.Config `yaml:"tokens"`
+	// ACME says which public names to get certificates for, for `ingress` listeners with `acme`.
+	ACME acme.Config `yaml:"acme"`
 	// What follows in the file is the path of flows: listeners, hops, workloads, routes, policy, timeouts.
 	tunnel.Config `yaml:",inline"`
 	// Authorizers are those outside that rules of action `ask` (CUSTOM of Istio's) can name, at most 64: servers of Envoy's
@@ -109,7 +112,7 @@ func readBounded(file string) ([]byte, error) {
 
 // resolvePaths makes the paths of a file relative to its folder.
 func (c *Config) resolvePaths(dir string) {
-	paths := []*string{&c.State, &c.Identity.Cert, &c.Identity.Key, &c.Identity.Roots, &c.Identity.CA.Roots, &c.Identity.CA.TokenFile}
+	paths := []*string{&c.ACME.Roots, &c.ACME.ExternalAccount.KeyFile, &c.State, &c.Identity.Cert, &c.Identity.Key, &c.Identity.Roots, &c.Identity.CA.Roots, &c.Identity.CA.TokenFile}
 	for i := range c.Trust.Domains {
 		d := &c.Trust.Domains[i]
 		if paths = append(paths, &d.Roots); !strings.Contains(d.Bundle, "://") {
@@ -130,7 +133,10 @@ func (c *Config) resolvePaths(dir string) {
 	}
 	for i := range c.Listeners {
 		l := &c.Listeners[i]
-		paths = append(paths, &l.SOCKS5.UsersFile, &l.HTTP.UsersFile, &l.HTTP.TokensFile)
+		paths = append(paths, &l.SOCKS5.UsersFile, &l.HTTP.UsersFile, &l.HTTP.TokensFile, &l.Ingress.ClientRoots)
+		for j := range l.Ingress.Certificates {
+			paths = append(paths, &l.Ingress.Certificates[j].Cert, &l.Ingress.Certificates[j].Key)
+		}
 		if x := l.XTun; x != nil {
 			paths = append(paths, &x.Cert, &x.Key)
 		}

@@ -132,7 +132,7 @@ func (c *Config) identity() pki.Config {
 // needsState reports whether something about identities is kept in the state folder.
 func (c *Config) needsState() bool {
 	fetched := slices.ContainsFunc(c.Trust.Domains, func(d pki.DomainConfig) bool { return strings.Contains(d.Bundle, "://") })
-	return c.Identity.IsZero() || c.Identity.SelfMade || !c.Identity.CA.IsZero() || fetched
+	return c.Identity.IsZero() || c.Identity.SelfMade || c.wantsACME() || !c.Identity.CA.IsZero() || fetched
 }
 
 // identityConfig makes the part of a Config that says who this gateway is: for commands that connect to

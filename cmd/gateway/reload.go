@@ -77,6 +77,9 @@ func (m *manager) tryReload(ctx context.Context) error {
 		undo()
 		return asFaults(cfg, p, err)
 	}
+	if err := m.openACME(cfg); err != nil { // the flows are those of cfg already
+		m.log.Error("no certificates are ordered", "err", err)
+	}
 	m.tokens.swap(verifier)
 	m.names.swap(server, cfg)
 	if !reflect.DeepEqual(cfg.Resolver, m.cfg.Resolver) {

@@ -209,6 +209,12 @@ func newAsking(r *flowRecord) *asking {
 		q.Remote, err = netip.ParseAddr(remote)
 		q.check(err)
 	}
+	if r.has(keyMethod) { // its fields are in no record
+		q.HTTP = &policy.HTTP{
+			Method: string(r.get(keyMethod)), Path: string(r.get(keyPath)), Host: string(r.get(keyAuthority)),
+			Header: func(string) (string, bool) { return "", false },
+		}
+	}
 	host, dst := string(r.get(keyHost)), string(r.get(keyDst))
 	switch {
 	case host != "":

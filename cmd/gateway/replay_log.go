@@ -37,6 +37,9 @@ const (
 	keyRemote
 	keyToken
 	keyBadToken
+	keyMethod
+	keyPath
+	keyAuthority
 	numRecordKeys
 )
 
@@ -85,6 +88,12 @@ func recordKeyOf(name []byte) (recordKey, bool) {
 		return keyToken, true
 	case "bad_token":
 		return keyBadToken, true
+	case "method":
+		return keyMethod, true
+	case "path":
+		return keyPath, true
+	case "authority":
+		return keyAuthority, true
 	}
 	return 0, false
 }

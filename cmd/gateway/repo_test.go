@@ -43,7 +43,7 @@ var repoImports = []repoImportRule{
 	{"tunnel/framing", nil},
 	{"tunnel/h2/...", []string{"tunnel/nowait"}},
 	{"tunnel/ssh", []string{"tunnel", "pki/*"}},
-	{"tunnel/ingress", []string{"tunnel", "pki/*"}},
+	{"tunnel/ingress", []string{"tunnel", "tunnel/h2", "policy", "pki/*"}},
 	{"tunnel/endpoint", []string{"pki/*"}},
 	{"tunnel", []string{"tunnel/h2", "tunnel/nowait", "tunnel/datagram", "tunnel/framing", "tunnel/endpoint", "capture", "policy", "pki/*"}},
 	{"h3", []string{"tunnel", "pki/*"}},
@@ -80,6 +80,7 @@ var repoHomes = []struct {
 	{"github.com/spiffe/go-spiffe", []string{"pki/workloadapi", "pki"}},
 	{"google.golang.org/protobuf", []string{"push/xds", "policy/extauthz", "pki/istioca", "pki/workloadapi"}},
 	{"go.yaml.in/yaml", []string{"cmd/gateway"}},
+	{"github.com/pires/go-proxyproto", []string{"tunnel", "tunnel/ingress"}},
 	{"golang.org/x/time", []string{"tunnel"}},
 }
 

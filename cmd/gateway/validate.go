@@ -11,6 +11,7 @@ import (
 	"culvert/capture"
 	"culvert/capture/names"
 	"culvert/pki"
+	"culvert/pki/acme"
 	"culvert/pki/jwt"
 	"culvert/policy"
 	"culvert/policy/extauthz"
@@ -48,6 +49,7 @@ func validate(cfg *Config, p *places, f *faults) {
 	v.join("dns", cfg.DNS.Validate())
 	v.join("resolver", cfg.Resolver.Validate())
 	v.authorizers()
+	v.acmeNames()
 	v.join("", cfg.Config.Validate())
 	v.resolvers()
 	v.xTun()
@@ -83,6 +85,7 @@ func (v *validator) join(path string, err error) {
 	var entry *policy.EntryError
 	var dns *names.FieldError
 	var authorizer *extauthz.FieldError
+	var public *acme.ConfigError
 	what := fmt.Sprint(err)
 	switch {
 	case errors.As(err, &identity):
@@ -97,6 +100,8 @@ func (v *validator) join(path string, err error) {
 		if token.Err != nil {
 			what += ": " + token.Err.Error()
 		}
+	case errors.As(err, &public):
+		path += "." + public.Field
 	case errors.As(err, &field):
 		path += "." + field.Field
 	case errors.As(err, &dns):

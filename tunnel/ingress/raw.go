@@ -1,0 +1,59 @@
+package ingress
+
+import (
+	"net"
+	"net/netip"
+
+	"culvert/tunnel"
+)
+
+// carry makes one flow of the connection, whose first bytes are ahead.
+func (c *conn) carry(nc net.Conn, ahead []byte, way string) {
+	f := c.flow(way)
+	c.s.gateway.Carry(f, &raw{nc: nc, ahead: ahead})
+}
+
+// refuse records a connection on which no flow could be found, and closes it.
+func (c *conn) refuse(nc net.Conn, err error) {
+	f := c.flow(wayTCP)
+	if c.tls != nil {
+		f.Way = wayTLS
+	}
+	f.Request.Fault = err
+	c.s.gateway.Carry(f, &raw{nc: nc})
+}
+
+// flow makes the flow that the whole connection is. It goes to the server name where TLS has told one, else to the address that
+// the client has connected to.
+func (c *conn) flow(way string) *tunnel.Flow {
+	f := &tunnel.Flow{Listener: c.s.name, Way: way, Source: c.source, Peer: c.peer, Ended: c.done}
+	f.Request = &tunnel.Request{Dialled: c.local.Addr()}
+	f.Target, f.Request.Fault = tunnel.TargetOf("", c.local.Addr(), c.local.Port())
+	if c.tls != nil && c.tls.ServerName != "" {
+		c.toName(f, c.tls.ServerName)
+	}
+	return f
+}
+
+// toName leads a flow to the name that the client has asked TLS for.
+func (c *conn) toName(f *tunnel.Flow, name string) {
+	f.Request.SNI = name
+	f.Target, f.Request.Fault = tunnel.TargetOf(name, netip.Addr{}, c.local.Port())
+}
+
+// raw is the accepted side of a flow that is a whole connection.
+type raw struct {
+	nc    net.Conn
+	ahead []byte
+}
+
+// Accept returns the connection.
+func (r *raw) Accept(*tunnel.Flow) (tunnel.Conn, []byte, error) {
+	return tunnel.NewConn(r.nc), r.ahead, nil
+}
+
+// Refuse breaks the connection: there are no words in which to say no.
+func (r *raw) Refuse(*tunnel.Flow, error) { tunnel.NewConn(r.nc).Reset(nil) }
+
+// Gone is not known.
+func (r *raw) Gone() <-chan struct{} { return nil }

@@ -1,0 +1,74 @@
+package ingress
+
+import (
+	"context"
+	"io"
+	"net/http"
+
+	"culvert/tunnel"
+	"culvert/tunnel/h2"
+)
+
+// try2 sends the request on a carrier of HTTP/2.
+func (q *exchange) try2(r *http.Request) (*http.Response, error) {
+	pool, key := q.c.s.pool, q.x.Key()
+	c := pool.shared(key, func(c *tunnel.Carrier) bool { return q.x.Reuse(c) == nil })
+	fresh := c == nil
+	if fresh {
+		open, err := q.open()
+		if err != nil {
+			return nil, err
+		}
+		cfg := q.c.s.env.H2
+		cfg.Handler, cfg.Budget = nil, q.c.s.env.Budget
+		conn, err := h2.NewClient(open, &cfg)
+		if err != nil {
+			_ = open.Close() // nothing was sent
+			return nil, unanswered(err)
+		}
+		c = &carrier2{Carrier: open, conn: conn}
+		pool.share(key, c)
+	}
+	q.obliged(r)
+	resp, err := c.conn.RoundTrip(r)
+	if err != nil {
+		if why := q.body.err(); why != nil {
+			return nil, why
+		}
+		if !q.body.begun.Load() && (h2.Unprocessed(err) || q.replayable()) {
+			return nil, &againError{err: unanswered(err), stale: !fresh}
+		}
+		return nil, unanswered(err)
+	}
+	resp.Body = &answerBody2{q: q, body: resp.Body}
+	return resp, nil
+}
+
+// answerBody2 is the body of an answer of HTTP/2.
+type answerBody2 struct {
+	q    *exchange
+	body io.ReadCloser
+}
+
+// Read reads the body.
+func (b *answerBody2) Read(p []byte) (int, error) {
+	n, err := b.body.Read(p)
+	if n > 0 {
+		if why := b.q.x.Received(n); why != nil && err == nil {
+			err = why
+		}
+	}
+	if err != nil && !isEOF(err) {
+		b.q.err = broken(err)
+	}
+	return n, err
+}
+
+// Close ends the answer.
+func (b *answerBody2) Close() error { return b.body.Close() }
+
+// drained is closed when a connection has ended, with the requests that are under way.
+func drained(c *h2.Conn) <-chan struct{} {
+	_ = c.Drain(context.Background()) // whatever became of it, the connection is over
+	return c.Done()
+}
