@@ -130,14 +130,16 @@ func pingHop(ctx context.Context, source *pki.Source, address, id string) (*pong
 	}
 	defer nc.Close()
 	result := &pong{address: nc.RemoteAddr(), dial: time.Since(start)}
-	var expected spiffe.ID
+	var expected []spiffe.ID // none: any that policy takes for a hop
 	if id != "" {
-		if expected, err = spiffe.ParseName(id); err != nil {
+		one, err := spiffe.ParseName(id)
+		if err != nil {
 			return nil, err
 		}
+		expected = append(expected, one)
 	}
 	start = time.Now()
-	tc := tls.Client(nc, source.ClientTLS(newIdentity(source).verifier(expected)))
+	tc := tls.Client(nc, source.ClientTLS(newIdentity(source).verifier(expected...)))
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("TLS with %s: %w", nc.RemoteAddr(), handshakeHint(err))
 	}
