@@ -97,7 +97,7 @@ func metricTypes(t *testing.T) map[string]string {
 		if types[name] == "" {
 			types[name] = "gauge"
 			if m[1] == "open_seconds" {
-				types[name] = "summary"
+				types[name] = "histogram"
 			}
 			if strings.HasSuffix(name, "_total") {
 				types[name] = "counter"

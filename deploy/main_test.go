@@ -5,6 +5,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -154,4 +155,17 @@ func find(t *testing.T, endings ...string) (files []string) {
 		t.Fatal(err)
 	}
 	return files
+}
+
+// up waits until something listens at address.
+func up(t *testing.T, address string) {
+	t.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		nc, err := net.Dial("tcp", address)
+		if err == nil {
+			_ = nc.Close()
+			return
+		}
+	}
+	t.Fatalf("nothing listens at %s", address)
 }
