@@ -116,6 +116,16 @@ func (p clientPaths) load(now time.Time) (conf *tls.Config, warnings []string, e
 	return conf, warnings, nil
 }
 
+// ReadSecret reads a file that nobody else may use, such as one with a password. What is wrong with it comes back as a
+// *ConfigError of field; a flaw that the place excuses as a warning.
+func ReadSecret(field, file string) (data []byte, warning string, err error) {
+	in := input{field: field, file: file, secret: true}
+	if warning, err = in.read(); err != nil {
+		return nil, "", err
+	}
+	return in.data, warning, nil
+}
+
 // clientCertificate reads a certificate that may name anything, and its key.
 func clientCertificate(cert, key *input) (own tls.Certificate, err error) {
 	signer, err := parseKey(key)

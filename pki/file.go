@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
-	"strings"
 	"time"
 )
 
@@ -129,7 +128,7 @@ func (in *input) unreadable(err error) error {
 	mend := "check the path and the file system"
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if mend = "check the path"; !strings.HasPrefix(in.field, "trust.") {
+		if mend = "check the path"; in.field == "cert" || in.field == "key" || in.field == "roots" {
 			mend += ", or make one with gateway cert"
 		}
 	case errors.Is(err, fs.ErrPermission):

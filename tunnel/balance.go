@@ -45,6 +45,13 @@ func (g *Gateway) bindHop(p *plan, name string, h *Hop) {
 			return g.dialHop(ctx, h, targetOf(e))
 		},
 		Ping: func(ctx context.Context, e *endpoint.Endpoint) error {
+			if h.upstream != nil { // which has no such question
+				nc, err := g.dialHop(ctx, h, targetOf(e))
+				if err == nil {
+					err = nc.Close()
+				}
+				return err
+			}
 			now := g.plan.Load().hops[name] // a reload may have changed it
 			if now == nil || now.set == nil {
 				now = h

@@ -175,6 +175,12 @@ type HopConfig struct {
 	Identity string `yaml:"identity"`
 	// Transport is how the hop is reached: `h2`. Default `h2`.
 	Transport string `yaml:"transport"`
+	// Proxy tells that the hop is a proxy of others that connects to whatever it is asked for: `http` or `https` (CONNECT, in
+	// the clear or over TLS, see TLS) or `socks5`. Names go on to it as they are. It may come before gateways in a route, or be
+	// its last hop; it carries no datagrams, and has no identity.
+	Proxy string `yaml:"proxy"`
+	// Login is a file with `user:password`, for a proxy that wants one. It is read for each connection. Only with Proxy.
+	Login string `yaml:"login"`
 	// Tun tells that the hop is a load balancer or proxy of others, and how it lets a tunnel pass: `POST` (the request and its
 	// answer are streams of bytes), `CONNECT`, `WEBSOCKET` or `GRPC` (a call that streams both ways). The connection to it is TLS as
 	// browsers have it, and each request names the destination in `x-tun`. What runs inside is mutual TLS with the workload at
@@ -184,7 +190,7 @@ type HopConfig struct {
 	Authority string `yaml:"authority"`
 	// Path is the path of the request, by which a proxy may route. Default `/x-tun`, of GRPC `/culvert.XTun/Tunnel`. Only with Tun.
 	Path string `yaml:"path"`
-	// TLS says how the proxy is known. Only with Tun.
+	// TLS says how the proxy is known. Only with Tun, or with `proxy: https`.
 	TLS HopTLSConfig `yaml:"tls"`
 	// Token is what the proxy, and the gateway behind it, want to see in `authorization`. Only with Tun.
 	Token bearer.Config `yaml:"token"`

@@ -58,6 +58,10 @@ type Env struct {
 	// token. It may block until ctx ends. Default: tokens are not looked at.
 	VerifyToken func(ctx context.Context, token string) (*Token, error)
 
+	// Login reads a file with a user and a password for an upstream proxy. It is called for each connection, and must not
+	// block for long. Required with such a file.
+	Login func(file string) (user, password string, err error)
+
 	// Bearer is what tokens are made with that proxies of others want to see: connections to providers, and the key of this
 	// gateway's identity.
 	Bearer bearer.Env
@@ -265,6 +269,14 @@ func (g *Gateway) compile(cfg *Config) (*plan, error) {
 	for i := range cfg.Listeners {
 		if cfg.Listeners[i].Kind == KindAgent && g.env.ClientTLS == nil {
 			return nil, errors.New("tunnel: an agent listener and no TLS configuration for its hop (Env.ClientTLS)")
+		}
+	}
+	for name, h := range cfg.Hops {
+		switch {
+		case h.Login != "" && g.env.Login == nil:
+			return nil, fmt.Errorf("tunnel: hop %s has a login and nothing reads it (Env.Login)", name)
+		case h.Proxy == proxyHTTPS && g.env.OriginTLS == nil:
+			return nil, fmt.Errorf("tunnel: hop %s is an https proxy and nothing reads its roots (Env.OriginTLS)", name)
 		}
 	}
 	for i := range cfg.Routes {

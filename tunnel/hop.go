@@ -26,9 +26,10 @@ type Hop struct {
 	streamsPerConn int
 	spread         int // connections that flows are spread over
 	inner          *inner
-	sentBy         string // what this gateway tells it to be
-	perTarget      bool   // it is a workload, to which an inner tunnel leads
-	outer          *outer // it is a proxy of others; nil: a gateway
+	sentBy         string    // what this gateway tells it to be
+	perTarget      bool      // it is a workload, to which an inner tunnel leads
+	outer          *outer    // it is a proxy of others; nil: a gateway
+	upstream       *upstream // it is one that connects to what it is asked for; nil: it is not
 }
 
 // inner is what is common to the workloads that are reached by a second tunnel inside of one to a hop.
@@ -92,6 +93,9 @@ func newHop(name string, c *HopConfig) (*Hop, error) {
 	if c.Tun != "" {
 		h.beProxy(c)
 	}
+	if c.Proxy != "" {
+		h.upstream = &upstream{kind: c.Proxy, login: c.Login, tls: TLSConfig{Roots: c.TLS.Roots, ServerName: c.TLS.ServerName, ALPN: []string{protoHTTP1}}}
+	}
 	return h, nil
 }
 
@@ -116,6 +120,9 @@ func (h *Hop) key() string {
 	key := fmt.Sprintf("%s %s %s %d %d %s %s", h.Name, h.Transport, h.Identities, h.streamsPerConn, h.spread, h.sentBy, h.address)
 	if h.outer != nil {
 		key += h.outer.key
+	}
+	if u := h.upstream; u != nil {
+		key += fmt.Sprintf(" %s %q %v", u.kind, u.login, u.tls)
 	}
 	return key
 }

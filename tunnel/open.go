@@ -20,6 +20,8 @@ func (g *Gateway) open(f *Flow, gone func() <-chan struct{}, early *Early) (Conn
 		err = &Error{Cause: CauseConfiguration, Reason: "a unix socket is on this host; its listener needs a route without via and agents"}
 	case f.via.agents:
 		end, err = g.openReverse(ctx, f, early)
+	case f.via.chain != nil && f.via.chain.last.upstream != nil:
+		end, err = g.openProxy(ctx, f)
 	case f.via.chain != nil:
 		end, err = g.openConnect(ctx, f, early)
 	default:

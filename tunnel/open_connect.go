@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"culvert/pki/spiffe"
+	"culvert/tunnel/endpoint"
 	"culvert/tunnel/h2"
 )
 
@@ -70,6 +71,8 @@ func (g *Gateway) dialChain(ctx context.Context, c *chain, times *timing) (Trans
 	defer cancel()
 	connect := g.env.Transports[c.last.Transport]
 	switch {
+	case c.last.upstream != nil:
+		return nil, &Error{Cause: CauseConfiguration, Hop: c.last.Name, Reason: "it is a proxy and no gateway; nothing but flows and connections to the next hop go by it"}
 	case c.last.outer != nil:
 		connect = g.dialOuter
 	case c.last.Transport == TransportH2:
@@ -94,6 +97,16 @@ func (g *Gateway) dialChain(ctx context.Context, c *chain, times *timing) (Trans
 func (g *Gateway) reach(ctx context.Context, c *chain, addr Target) (net.Conn, error) {
 	if c.rest == nil {
 		return g.dialHop(ctx, c.last, addr)
+	}
+	if c.rest.last.upstream != nil {
+		nc, lease, err := g.throughProxy(ctx, g.bound(c.rest), addr)
+		if lease != nil {
+			lease.Done(endpoint.Served, nil) // what is counted are flows
+		}
+		if err == nil {
+			tuneTransport(nc)
+		}
+		return nc, err
 	}
 	p := g.plan.Load()
 	req := &ConnectRequest{Target: addr, SentBy: c.rest.last.sentBy, Baggage: p.baggage, Traceparent: nextTraceparent("")}
@@ -140,7 +153,9 @@ func (g *Gateway) dialHop(ctx context.Context, hop *Hop, t Target) (net.Conn, er
 	if err != nil {
 		return nil, &Error{Cause: CauseOf(err), Hop: hop.Name, Reason: shortage(err), Err: err}
 	}
-	tuneTransport(nc)
+	if hop.upstream == nil {
+		tuneTransport(nc)
+	}
 	return nc, nil
 }
 

@@ -116,6 +116,21 @@ func TestValidate(t *testing.T) {
 		{"sound", func(*Config) {}, "", ""},
 		{"no name", func(c *Config) { c.Listeners[0].Name = ""; c.Routes[0].Listeners = nil }, "listeners[0]", "no name"},
 		{"odd name", func(c *Config) { c.Listeners[1].Name = "a b"; c.Routes[1].Listeners = nil }, "listeners[1].name", "letters"},
+		{"proxy", func(c *Config) {
+			c.Hops["corp"] = HopConfig{Address: "p:3128", Proxy: "https", Login: "f", TLS: HopTLSConfig{Roots: "r"}}
+		}, "", ""},
+		{"proxy of no kind", func(c *Config) { c.Hops["corp"] = HopConfig{Address: "p:3128", Proxy: "socks4"} }, "hops.corp.proxy", "http, https, socks5"},
+		{"proxy with an identity", func(c *Config) {
+			c.Hops["corp"] = HopConfig{Address: "p:3128", Proxy: "http", Identity: "spiffe://cluster.local/ns/default/sa/gw"}
+		}, "hops.corp.identity", "gateway behind"},
+		{"proxy with an inner tunnel", func(c *Config) { c.Hops["corp"] = HopConfig{Address: "p:3128", Proxy: "http", Inner: &InnerConfig{}} }, "hops.corp.inner", "gateway behind"},
+		{"proxy in the clear with tls", func(c *Config) {
+			c.Hops["corp"] = HopConfig{Address: "p:3128", Proxy: "http", TLS: HopTLSConfig{Roots: "r"}}
+		}, "hops.corp.tls", "remove"},
+		{"https proxy without tls", func(c *Config) {
+			c.Hops["corp"] = HopConfig{Address: "p:3128", Proxy: "https", TLS: HopTLSConfig{None: true}}
+		}, "hops.corp.tls.none", "proxy: http"},
+		{"login and no proxy", func(c *Config) { c.Hops["corp"] = HopConfig{Address: "p:3128", Login: "f"} }, "hops.corp.login", "proxy: http"},
 		{"tls", func(c *Config) {
 			c.Routes[0].TLS = &TLSConfig{ServerName: "a.example", Cert: "a", Key: "b", ALPN: []string{"h2"}, MinVersion: "1.3"}
 		}, "", ""},

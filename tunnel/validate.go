@@ -304,6 +304,7 @@ func (v *validator) hop(name string, h *HopConfig) {
 		v.note(at+".transport", "%q is no transport; it should be %s", h.Transport, TransportH2)
 	}
 	v.proxyHop(at, h)
+	v.upstreamHop(at, h)
 }
 
 // endpoints checks where a service or a hop can be had.

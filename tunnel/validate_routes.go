@@ -128,6 +128,30 @@ func (v *validator) tls(at string, c *TLSConfig) {
 	}
 }
 
+// upstreamHop checks a hop that is a proxy which connects to what it is asked for.
+func (v *validator) upstreamHop(at string, h *HopConfig) {
+	switch {
+	case h.Proxy == "" && h.Login != "":
+		v.note(at+".login", "only a hop that is a proxy has a login; remove it, or write proxy: http")
+		return
+	case h.Proxy == "":
+		return
+	case !slices.Contains(proxyKinds(), h.Proxy):
+		v.note(at+".proxy", "%q is no kind of proxy; it should be one of %s", h.Proxy, strings.Join(proxyKinds(), ", "))
+	}
+	if h.TLS.None {
+		v.note(at+".tls.none", "a proxy without TLS is of kind http; write proxy: http, and remove tls")
+	}
+	for _, f := range []struct {
+		name  string
+		there bool
+	}{{"identity", h.Identity != ""}, {"transport", h.Transport != ""}, {"tun", h.Tun != ""}, {"inner", h.Inner != nil}} {
+		if f.there {
+			v.note(at+"."+f.name, "a proxy of kind %s has no %s; remove it, or write it at the gateway behind", h.Proxy, f.name)
+		}
+	}
+}
+
 // oneOf says what to do about a name that is not in the list.
 func oneOf(list string, names []string) string {
 	if len(names) == 0 {

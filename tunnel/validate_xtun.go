@@ -40,7 +40,7 @@ func (v *validator) proxyHop(at string, h *HopConfig) {
 		for _, f := range []struct {
 			name  string
 			there bool
-		}{{"authority", h.Authority != ""}, {"path", h.Path != ""}, {"tls", h.TLS != HopTLSConfig{}}, {"token", !h.Token.IsZero()}} {
+		}{{"authority", h.Authority != ""}, {"path", h.Path != ""}, {"tls", h.TLS != HopTLSConfig{} && h.Proxy != proxyHTTPS}, {"token", !h.Token.IsZero()}} {
 			if f.there {
 				v.note(at+"."+f.name, "only a hop that is a proxy of others has %s; remove it, or write tun: %s", f.name, tunPost)
 			}

@@ -118,6 +118,10 @@ func (v *validator) proxyFiles() {
 	}
 	for _, name := range slices.Sorted(maps.Keys(v.cfg.Hops)) {
 		h := v.cfg.Hops[name]
+		if h.Login != "" {
+			_, _, err := readLogin(h.Login)
+			v.join("hops."+name, err)
+		}
 		for _, file := range append(h.Token.Files(), &h.TLS.Roots) {
 			if *file == "" {
 				continue

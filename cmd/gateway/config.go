@@ -142,7 +142,7 @@ func (c *Config) resolvePaths(dir string) {
 		}
 	}
 	for name, h := range c.Hops {
-		of := append(h.Token.Files(), &h.TLS.Roots)
+		of := append(h.Token.Files(), &h.TLS.Roots, &h.Login)
 		for _, p := range of {
 			*p = under(dir, *p)
 		}
