@@ -78,6 +78,9 @@ func (l *listener) serveH2(nc net.Conn, s *serverConn, peer spiffe.ID) *serverCo
 	s.g, s.l, s.source, s.dialled = g, l, addrPort(nc.RemoteAddr()), addrPort(nc.LocalAddr()).Addr()
 	s.one.L = &s.mu
 	cfg := s.h2Config(peer)
+	if s.proof == nil {
+		widen(cfg)
+	}
 	tc, _ := nc.(*tls.Conn)
 	if tc == nil || s.proof == nil || tc.ConnectionState().NegotiatedProtocol != agentALPN {
 		cfg.Handler = s.serveStream

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"culvert/pki/jwt"
+	"culvert/tunnel/framing"
 	"culvert/tunnel/h2"
 )
 
@@ -212,7 +213,11 @@ func (s *serverConn) serveOuter(st *h2.Stream, conf *listenerConf) {
 		return
 	}
 	st.DropHeads()
-	s.l.serveInner(newOuterStream(&h2Stream{st}, r.form, false), conf, r, leave, s.streamEnded)
+	o := newOuterStream(&h2Stream{st}, r.form, false)
+	if g, ok := o.Conn.(*framing.GRPC); ok {
+		_ = g.Flush() // a peer that has reset it is not served
+	}
+	s.l.serveInner(o, conf, r, leave, s.streamEnded)
 }
 
 // healthPath is where balancers ask whether this gateway takes tunnels, without a token.

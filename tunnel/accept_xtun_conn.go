@@ -199,8 +199,15 @@ func checkHTTP1(form string, req *http.Request) error {
 			problem = "the request has no chunks: " + buffers(form)
 		}
 	case tunWebSocket:
-		key, err := base64.StdEncoding.DecodeString(req.Header.Get("Sec-WebSocket-Key"))
-		if err != nil || len(key) != 16 || !hasToken(req.Header, "Connection", "upgrade") || req.Header.Get("Sec-WebSocket-Version") != "13" {
+		// Envoy 1.40 makes such a request of one in HTTP/2 (RFC 8441), and that has no key. What a key is there for, that nobody
+		// is taken for a client who is none, the token does.
+		keys := req.Header.Values("Sec-WebSocket-Key")
+		wrong := len(keys) > 1
+		for _, text := range keys {
+			key, err := base64.StdEncoding.DecodeString(text)
+			wrong = wrong || err != nil || len(key) != 16
+		}
+		if wrong || !hasToken(req.Header, "Connection", "upgrade") || req.Header.Get("Sec-WebSocket-Version") != "13" {
 			problem = "the request to upgrade is not as RFC 6455, section 4.2.1, has it; is the proxy told to pass on Upgrade and Connection?"
 		}
 	}
@@ -238,8 +245,10 @@ func (c *http1Conn) answer(req *http.Request, form string) (*outerStream, error)
 	end := &http1End{socket: newSocket(c), r: c.r}
 	switch form {
 	case tunWebSocket:
-		fmt.Fprintf(&b, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: %s\r\n",
-			acceptOf(req.Header.Get("Sec-WebSocket-Key")))
+		b.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n")
+		if key := req.Header.Get("Sec-WebSocket-Key"); key != "" {
+			fmt.Fprintf(&b, "Sec-WebSocket-Accept: %s\r\n", acceptOf(key))
+		}
 	case tunConnect:
 		b.WriteString("HTTP/1.1 200 OK\r\n")
 	default:

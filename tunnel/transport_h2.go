@@ -262,6 +262,11 @@ func noteVerification(conf *tls.Config) (_ *tls.Config, refused func() bool) {
 func handshakeError(hop string, err error, unverified bool) error {
 	var certificate *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
+	var refused *RefusedError
+	var own *Error
+	if errors.As(err, &refused) || errors.As(err, &own) { // of what is below TLS
+		return fmt.Errorf("TLS handshake with %s: %w", hop, err)
+	}
 	e := &Error{Cause: networkCause(err), Hop: hop, Reason: "TLS handshake", Err: err}
 	switch {
 	case unverified || errors.As(err, &certificate):

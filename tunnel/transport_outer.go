@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"culvert/pki/bearer"
 	"culvert/pki/spiffe"
@@ -156,6 +157,7 @@ func (g *Gateway) dialOuter(ctx context.Context, hop *Hop, dial func(context.Con
 	cfg := g.env.H2
 	cfg.Handler, cfg.Budget = nil, g.env.Budget
 	cfg.OnOffence = func(c *h2.Conn, err *h2.ConnError) { g.offended(c, spiffe.ID{}, err) }
+	widen(&cfg)
 	conn, err := h2.NewClient(nc, &cfg)
 	if err != nil {
 		_ = nc.Close()
@@ -179,6 +181,19 @@ func (g *Gateway) dialOuter(ctx context.Context, hop *Hop, dial func(context.Con
 	}
 	return newUpgradeTransport(nc, hop, g), nil
 }
+
+// widen has a proxy never wait for our WINDOW_UPDATE. HAProxy 2.6 reads none while it cannot pass on the DATA before it, so that
+// with the same on its other side both directions of a busy tunnel would wait for each other for ever. Nothing is held for it:
+// what comes is read at once, by the connection inside.
+func widen(cfg *h2.Config) {
+	cfg.StreamWindow, cfg.MaxStreamWindow, cfg.ConnWindow = proxyStreamWindow, proxyStreamWindow, proxyConnWindow
+}
+
+// The windows of streams, and of connections, that a proxy of others sends us.
+const (
+	proxyStreamWindow = 16 << 20
+	proxyConnWindow   = 1 << 30
+)
 
 // connect connects to the proxy and returns the protocol that was agreed on. Without TLS that is HTTP/2 with prior knowledge
 // (RFC 9113, section 3.3), but for WebSocket.
@@ -247,7 +262,20 @@ func (t *outerTransport) Connect(ctx context.Context, req *ConnectRequest) (Stre
 		}
 		return nil, nil, fmt.Errorf("hop %s: %w", t.hop, err)
 	}
-	resp, err := s.Response(ctx)
+	wait, cancel := context.WithTimeout(ctx, t.o.patience())
+	defer cancel()
+	resp, err := s.Response(wait)
+	if err != nil && wait.Err() != nil && ctx.Err() == nil && s.Err() == nil {
+		o := newOuterStream(&h2Stream{s}, t.o.form, true)
+		o.answer = func() error { // bytes of ours may have it come
+			resp, err := s.Response(context.Background()) // Close ends it
+			if err == nil {
+				err = t.o.judge(t.hop, resp)
+			}
+			return err
+		}
+		return o, &ConnectResponse{}, nil
+	}
 	if err != nil {
 		if ctx.Err() != nil && s.Err() == nil {
 			t.withdrawRequest(s)
@@ -262,6 +290,19 @@ func (t *outerTransport) Connect(ctx context.Context, req *ConnectRequest) (Stre
 	}
 	s.DropHeads()
 	return newOuterStream(&h2Stream{s}, t.o.form, true), &ConnectResponse{}, nil
+}
+
+// headPatience is how long the answer is waited for before the first bytes go out without it. Some proxies hold back the head
+// of an answer until bytes follow it, and who is behind them has nothing to say before we have said something: nginx 1.22 with
+// TLS does so.
+const headPatience = 250 * time.Millisecond
+
+// patience is how long an answer is waited for; a CONNECT, extended or not, is no tunnel before it.
+func (o *outer) patience() time.Duration {
+	if o.form == tunConnect || o.form == tunWebSocket {
+		return time.Hour // who asks has a deadline of his own
+	}
+	return headPatience
 }
 
 // header is the head of a request for a tunnel to t.

@@ -21,6 +21,7 @@ type outerStream struct {
 	form     string
 	client   bool
 	done     <-chan struct{} // closed when below breaks; nil: that cannot be seen
+	answer   func() error    // waits for the answer to the request, owned by who reads; nil: it was yes
 
 	received, sent atomic.Int64
 }
@@ -58,6 +59,12 @@ func (o *outerStream) grpcEnd(s *h2.Stream) error {
 
 // Read reads from the tunnel.
 func (o *outerStream) Read(p []byte) (int, error) {
+	if o.answer != nil {
+		if err := o.answer(); err != nil {
+			return 0, err
+		}
+		o.answer = nil
+	}
 	n, err := o.Conn.Read(p)
 	o.received.Add(int64(n))
 	return n, err
@@ -144,19 +151,29 @@ func throughProxy(nc net.Conn, err error) error {
 	if errors.As(err, &own) {
 		e.Hop = own.Hop
 	}
+	if o.answer != nil && !late(err) {
+		return err
+	}
+	if o.answer != nil {
+		e.Reason = noAnswer(context.DeadlineExceeded, o.form)
+		return e
+	}
 	silent := o.received.Load() == 0
-	late := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
 	switch {
-	case o.client && silent && (late || e.Cause == CauseUnavailable):
+	case o.client && silent && (late(err) || e.Cause == CauseUnavailable):
 		e.Reason = "the proxy took the request, and not a byte came back on it: either " + buffers(o.form) + ", or what is behind it is no listener that takes x-tun"
-	case !o.client && silent && late:
+	case !o.client && silent && late(err):
 		e.Reason = "the request came, and not a byte on it: " + buffers(o.form)
-	case !o.client && late:
+	case !o.client && late(err):
 		e.Reason = "nothing came after what was answered: either the client has gone, or " + buffers(o.form)
 	default:
 		return err
 	}
 	return e
+}
+
+func late(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 var _ Stream = (*outerStream)(nil)

@@ -152,6 +152,15 @@ func (g *GRPC) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
+// Flush sends a message without a byte. Some proxies hold back the head of an answer until something follows it: nginx 1.22
+// with TLS does so.
+func (g *GRPC) Flush() error {
+	g.wmu.Lock()
+	defer g.wmu.Unlock()
+	_, err := g.Conn.Write(make([]byte, grpcHeadBytes))
+	return err
+}
+
 // appendMessage appends a message with p.
 func appendMessage(b, p []byte) []byte {
 	at := len(b)
