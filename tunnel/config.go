@@ -243,6 +243,8 @@ type WorkloadConfig struct {
 	Addresses []string `yaml:"addresses"`
 	// ServiceAccount of the workload.
 	ServiceAccount string `yaml:"serviceAccount"`
+	// ApplicationTunnel has the workload be told whose flow comes, as Istio's workloads may. Default: it gets the bytes alone.
+	ApplicationTunnel *AppTunnelConfig `yaml:"applicationTunnel"`
 }
 
 // RouteConfig sends the flows that match it to their next hop, or to their destination.

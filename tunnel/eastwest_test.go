@@ -237,3 +237,28 @@ func TestTracestateGoesOn(t *testing.T) {
 		})
 	}
 }
+
+// A workload with an applicationTunnel is told whose flow it is, and what it was for, on one port for all.
+func TestApplicationTunnel(t *testing.T) {
+	p := tunneltest.NewPair(t, tunneltest.Options{Exit: func(c *tunnel.Config) {
+		c.Workloads = []tunnel.WorkloadConfig{{Name: "orders", Addresses: []string{"10.96.0.10"},
+			ApplicationTunnel: &tunnel.AppTunnelConfig{Protocol: "PROXY", Port: 8085, Address: "10.0.0.2"}}}
+	}})
+	p.Echo(t, "10.0.0.2:8085")
+	conn, err := p.Dial(testContext(t), "10.96.0.10:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.CloseWrite()
+	got, err := io.ReadAll(conn)
+	const head, tail = "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x39\x0a\x00\x00\x01\x0a\x60\x00\x0a", "\x00\x50\xd0\x00\x2aspiffe://cluster.local/ns/default/sa/entryhello"
+	if err != nil || !strings.HasPrefix(string(got), head) || !strings.HasSuffix(string(got), tail) || len(got) != len(head)+2+len(tail) {
+		t.Errorf("the workload gets %q, %v, want the header, a port of the source and the bytes", got, err)
+	}
+	if _, err := p.Dial(testContext(t), "10.96.0.10:15008"); tunnel.CauseOf(err) != tunnel.CauseOwnPort {
+		t.Errorf("dial of a port of the mesh = %v, want %v", err, tunnel.CauseOwnPort)
+	}
+}

@@ -24,6 +24,8 @@ func (g *Gateway) open(f *Flow, gone func() <-chan struct{}, early *Early) (Conn
 		end, err = g.openProxy(ctx, f)
 	case f.via.chain != nil:
 		end, err = g.openConnect(ctx, f, early)
+	case f.appTunnel().IsValid():
+		end, err = g.openAppTunnel(ctx, f)
 	default:
 		end, err = g.openDirect(ctx, f)
 	}

@@ -60,7 +60,8 @@ func (l *listenerPlan) takesName(named, addr Target, local bool) bool {
 // workload is a program that this gateway stands before.
 type workload struct {
 	policy.Workload
-	baggage string
+	baggage   string
+	appTunnel netip.AddrPort // where it takes flows together with whose they are; not valid: it takes them as they are
 }
 
 // compile makes a plan of c, which has been validated. self is this gateway's identity.
@@ -135,6 +136,9 @@ func (p *plan) addWorkload(c *WorkloadConfig, self spiffe.ID) error {
 		namespace = self.Namespace()
 	}
 	w := &workload{baggage: baggageOf(namespace, c.Name, c.Labels["version"]), Workload: policy.Workload{Name: c.Name, Namespace: namespace, Labels: c.Labels}}
+	if c.ApplicationTunnel != nil {
+		w.appTunnel = c.ApplicationTunnel.at()
+	}
 	for _, text := range c.Addresses {
 		addr, err := netip.ParseAddr(text)
 		if err != nil {

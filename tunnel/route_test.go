@@ -222,6 +222,11 @@ func TestValidate(t *testing.T) {
 		{"hop identity", func(c *Config) { c.Hops["east"] = HopConfig{Address: "a:1", Identity: "gw"} }, "hops.east.identity", "spiffe://"},
 		{"transport", func(c *Config) { c.Hops["east"] = HopConfig{Address: "a:1", Transport: "h9"} }, "hops.east.transport", "h2"},
 		{"workload", func(c *Config) { c.Workloads[0].Addresses = []string{"10.0.0.9", "x"} }, "workloads[0].addresses[1]", "IP address"},
+		{"application tunnel", func(c *Config) { c.Workloads[0].ApplicationTunnel = &AppTunnelConfig{Protocol: "NONE", Port: 1} }, "workloads[0].applicationTunnel.protocol", "PROXY"},
+		{"application tunnel to nowhere", func(c *Config) { c.Workloads[0].ApplicationTunnel = &AppTunnelConfig{Protocol: "PROXY"} }, "workloads[0].applicationTunnel.port", "65535"},
+		{"application tunnel to a name", func(c *Config) {
+			c.Workloads[0].ApplicationTunnel = &AppTunnelConfig{Protocol: "PROXY", Port: 1, Address: "app"}
+		}, "workloads[0].applicationTunnel.address", "IP address"},
 		{"unknown listener", func(c *Config) { c.Routes[0].Listeners = []string{"app"} }, "routes[0].listeners[0]", "apps"},
 		{"unknown hop", func(c *Config) { c.Routes[0].Via = []string{"lb", "eats"} }, "routes[0].via[1]", "east, lb"},
 		{"hop's address", func(c *Config) { c.Routes[2].Via = []string{"10.0.0.1:0"} }, "routes[2].via[0]", "host:port"},

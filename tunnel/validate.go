@@ -59,6 +59,7 @@ func (c *Config) Validate(kinds ...string) error {
 				v.note(fmt.Sprintf("workloads[%d].addresses[%d]", i, j), "%q is not an IP address; it should be one, such as 10.0.0.9", text)
 			}
 		}
+		v.appTunnel(fmt.Sprintf("workloads[%d].applicationTunnel", i), c.Workloads[i].ApplicationTunnel)
 	}
 	if e := v.cfg.Expiry; e != "" && e != expiryDrain && e != expiryEnd {
 		v.note("expiry", "expiry: %q is neither; it should be drain or end", e)

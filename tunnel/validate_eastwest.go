@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -26,5 +27,21 @@ func (v *validator) inner(at string, r *RouteConfig) {
 		v.note(at+".inner", "agents take their tunnels on connections that they have dialled; remove agents, or inner")
 	case r.TLS != nil:
 		v.note(at+".inner", "an inner tunnel is TLS already; remove tls, or inner")
+	}
+}
+
+// appTunnel checks how a workload is told whose flow comes.
+func (v *validator) appTunnel(at string, c *AppTunnelConfig) {
+	if c == nil {
+		return
+	}
+	if c.Protocol != appTunnelProxy {
+		v.note(at+".protocol", "%q is no protocol here; it should be %s", c.Protocol, appTunnelProxy)
+	}
+	if c.Port == 0 {
+		v.note(at+".port", "the workload needs a port of its own for this; it should be from 1 to 65535")
+	}
+	if _, err := netip.ParseAddr(c.Address); err != nil && c.Address != "" {
+		v.note(at+".address", "%q is not an IP address; it should be one, such as 127.0.0.1", c.Address)
 	}
 }
