@@ -192,7 +192,7 @@ func etcCulvert(t *testing.T) string {
 		}
 	}
 	run(t, "sh", "-c", "cd "+dir+" && "+built(t)+" cert ca ca && "+built(t)+" cert issue spiffe://cluster.local/ns/mesh/sa/gw --name shop.example --name localhost"+
-		" && mv gw.pem tls.crt && mv gw.key tls.key && cp ca/ca.pem ca.crt && chown -R 65532 .")
+		" && mv gw.pem tls.crt && mv gw.key tls.key && for n in shop partner; do cp tls.crt $n.crt; cp tls.key $n.key; done && cp ca/ca.pem ca.crt && chown -R 65532 .")
 	return dir
 }
 
