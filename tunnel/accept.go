@@ -37,6 +37,8 @@ type listener struct {
 	sources sources      // of flows of datagrams from other hosts
 	closed  atomic.Bool
 	spare   *spareFile // owned by acceptLoop
+
+	agentTLS atomic.Pointer[agentTLS] // the last one; nil: none yet
 }
 
 // listenerConf is what a configuration says of a listener. It does not change.
@@ -325,8 +327,8 @@ func (l *listener) serveConn(nc net.Conn, conf *listenerConf) {
 			}
 		}
 		if s := l.meet(nc, conf, nil, until); s != nil {
-			go s.attend() // ends with the connection, and calls connEnded
-			return
+			s.attend(func() {})
+			return // connEnded is called when the connection has ended
 		}
 	default:
 		if f, a := l.catch(nc, conf); f != nil {

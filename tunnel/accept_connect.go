@@ -113,19 +113,21 @@ func (s *serverConn) h2Config(peer spiffe.ID) *h2.Config {
 	return &cfg
 }
 
-// attend waits for the end of the connection. It runs in a goroutine of its own, as the stack of the one that has
-// done the handshake has grown to 16 KiB and more.
-func (s *serverConn) attend() {
+// attend enters the connection into the books, and sees to it that it leaves them with its end; then it calls connEnded,
+// and over. No goroutine waits for that, as there may be thousands of connections of agents on which nothing happens.
+func (s *serverConn) attend(over func()) {
 	if !s.g.addServer(s) {
-		s.drain(s.g.grace)
+		go s.drain(s.g.grace) // ends with the connection, or with the gateway's time for that
 	}
 	if s.g.rechecks.Load() != s.checked {
 		s.recheck() // that did not see it
 	}
-	<-s.conn.Done()
-	s.close()
-	s.g.removeServer(s)
-	s.l.connEnded()
+	s.conn.AfterDone(func() {
+		s.close()
+		s.g.removeServer(s)
+		s.l.connEnded()
+		over()
+	})
 }
 
 // authenticate does the TLS handshake with a peer and returns who it is. ALPN is h2, or nothing at all, as

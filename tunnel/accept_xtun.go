@@ -286,10 +286,7 @@ func (l *listener) serveInner(nc net.Conn, conf *listenerConf, r *outerRequest, 
 		over()
 		return
 	}
-	go func() { // ends with the connection, and calls connEnded
-		s.attend()
-		over()
-	}()
+	s.attend(over)
 }
 
 // mayAsk says why a flow may not go to t that a peer has asked for on this connection, nil if it may: inside of a request

@@ -79,7 +79,7 @@ func (l *listener) meetProxy(nc net.Conn, conf *listenerConf) {
 		l.connEnded()
 		return
 	}
-	go s.attend() // ends with the connection, and calls connEnded
+	s.attend(func() {})
 }
 
 // greetProxy does the TLS handshake, where there is one, and finds out what is spoken: HTTP/2 on the connection that it returns,

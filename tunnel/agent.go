@@ -273,9 +273,9 @@ func (r *agentRun) connect(addr Target) (*serverConn, error) {
 	}
 	close(ready)
 	r.l.connBegun()
-	go s.attend() // ends with the connection, and calls connEnded
+	s.attend(func() {})
 	if err := s.hop.register(ctx, s); err != nil {
-		_ = s.conn.Close() // attend does the rest
+		_ = s.conn.Close() // attend has seen to the rest
 		return nil, err
 	}
 	return s, nil
@@ -288,11 +288,24 @@ func forAgent(conf *tls.Config) *tls.Config {
 	return conf
 }
 
+// agentTLS is what a listener where agents may register makes of the gateway's TLS configuration: once, as each
+// connection keeps its own alive.
+type agentTLS struct{ of, conf *tls.Config }
+
 // forAgents is conf for a listener: where agents may register, one that offers their protocol and no other gets it.
 func (l *listener) forAgents(conf *tls.Config) *tls.Config {
 	if !l.conf.Load().agents {
 		return conf
 	}
+	made := l.agentTLS.Load()
+	if made == nil || made.of != conf {
+		made = &agentTLS{of: conf, conf: withAgents(conf)}
+		l.agentTLS.Store(made)
+	}
+	return made.conf
+}
+
+func withAgents(conf *tls.Config) *tls.Config {
 	agents := conf.Clone()
 	agents.NextProtos, agents.GetConfigForClient = []string{agentALPN}, nil
 	choose := conf.GetConfigForClient

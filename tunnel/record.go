@@ -460,7 +460,7 @@ func (g *Gateway) sweep(now time.Time) {
 	g.cutSpent(now)
 	g.pool.prune(now)
 	g.agents.prune(now)
-	if g.trimmer.due(len(silent), g.stats.active.load()+trimConn*g.numConns(), now) {
+	if g.trimmer.due(len(silent), g.stats.active.load(), g.numConns(), now) {
 		trim()
 	}
 }
@@ -468,32 +468,39 @@ func (g *Gateway) sweep(now time.Time) {
 const (
 	// trimFlows is how many flows must have fallen silent, or ended, for their memory to be worth a collection.
 	trimFlows = 1000
-	// trimConn is for how many flows a connection between gateways counts.
+	// trimConn is for how many flows a connection between gateways counts that has ended.
 	trimConn = 50
+	// trimConns is how many connections must have come for what their handshakes have left to be worth one.
+	trimConns = 200
 	// trimPause is the shortest time between two such collections.
 	trimPause = 10 * time.Second
 )
 
-// trimmer sees when many flows have fallen silent or ended. What opening them has cost, the stacks that renewing
+// trimmer sees when many flows have fallen silent or ended, or many connections have come, such as those of agents. What
+// opening them has cost, the stacks that renewing
 // has set free and what those held that are gone would otherwise stay until the next collection, which an idle
 // gateway has every two minutes, and with the process for long after. Owned by sweepLoop.
 type trimmer struct {
 	silent int       // flows that fell silent since the last trim
 	most   int64     // flows that were live at once since then
 	live   int64     // at the last look
+	fewest int64     // connections that there were at once since the last trim
 	at     time.Time // of the last trim
 }
 
 // due reports whether memory should be given back to the system now.
-func (t *trimmer) due(silent int, live int64, now time.Time) bool {
+func (t *trimmer) due(silent int, flows, conns int64, now time.Time) bool {
+	live := flows + trimConn*conns
 	t.silent += silent
+	t.fewest = min(t.fewest, conns)
 	t.most = max(t.most, live)
 	calm := silent <= trimFlows/10 && max(t.live-live, live-t.live) <= trimFlows/10 // no more are to come
 	t.live = live
-	if t.silent < trimFlows && t.most-live < trimFlows || !calm || now.Sub(t.at) < trimPause {
+	worth := t.silent >= trimFlows || t.most-live >= trimFlows || conns-t.fewest >= trimConns
+	if !worth || !calm || now.Sub(t.at) < trimPause {
 		return false
 	}
-	*t = trimmer{most: live, live: live, at: now}
+	*t = trimmer{most: live, live: live, fewest: conns, at: now}
 	return true
 }
 

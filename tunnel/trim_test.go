@@ -29,7 +29,30 @@ func TestTrimIsDue(t *testing.T) {
 				continue
 			}
 			now = now.Add(sweepInterval)
-			if due := tr.due(l.silent, l.live, now); due != l.due {
+			if due := tr.due(l.silent, l.live, 0, now); due != l.due {
+				t.Errorf("%s: due at look %d: %v, want %v", name, i, due, l.due)
+			}
+		}
+	}
+}
+
+// TestTrimAfterManyConnections has agents come, which have no flows: their handshakes leave as much behind.
+func TestTrimAfterManyConnections(t *testing.T) {
+	type look struct {
+		conns int64
+		due   bool
+	}
+	for name, looks := range map[string][]look{
+		"few":                      {{150, false}, {150, false}, {150, false}},
+		"many, once":               {{600, false}, {1000, false}, {1000, true}, {1000, false}, {1000, false}},
+		"more of them after those": {{1000, false}, {1000, true}, {1150, false}, {1150, false}, {1350, false}, {1350, false}},
+		"one by one":               {{1, false}, {2, false}, {3, false}},
+	} {
+		var tr trimmer
+		now := time.Now()
+		for i, l := range looks {
+			now = now.Add(sweepInterval)
+			if due := tr.due(0, 0, l.conns, now); due != l.due {
 				t.Errorf("%s: due at look %d: %v, want %v", name, i, due, l.due)
 			}
 		}

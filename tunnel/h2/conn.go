@@ -21,9 +21,10 @@ type Conn struct {
 	cfg      *Config
 	client   bool
 	log      *slog.Logger
-	readDone chan struct{} // closed when readLoop has ended
-	done     chan struct{} // closed when the connection has failed or was closed
-	closed   chan struct{} // closed when nc is
+	readDone chan struct{}   // closed when readLoop has ended
+	closed   chan struct{}   // closed when nc is
+	over     context.Context // done when the connection has failed or was closed, which end says
+	end      context.CancelFunc
 	stats    stats
 
 	in inbound // owned by readLoop
@@ -143,7 +144,6 @@ func newConn(nc net.Conn, cfg *Config, client bool) (*Conn, error) {
 		cfg:        cfg.withDefaults(),
 		client:     client,
 		readDone:   make(chan struct{}),
-		done:       make(chan struct{}),
 		closed:     make(chan struct{}),
 		retired:    make(chan struct{}),
 		streams:    make(map[uint32]*Stream),
@@ -151,6 +151,7 @@ func newConn(nc net.Conn, cfg *Config, client bool) (*Conn, error) {
 		sendWindow: sendFlow{window: initialWindow, most: initialWindow},
 		idleSince:  time.Now(),
 	}
+	c.over, c.end = context.WithCancel(context.Background())
 	c.log = c.cfg.Logger
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
@@ -183,7 +184,10 @@ func (c *Conn) NetConn() net.Conn { return c.nc }
 func (c *Conn) Client() bool { return c.client }
 
 // Done is closed when the connection has ended, for whatever reason; Err then says why.
-func (c *Conn) Done() <-chan struct{} { return c.done }
+func (c *Conn) Done() <-chan struct{} { return c.over.Done() }
+
+// AfterDone has do run in a goroutine of its own once the connection has ended, so that none has to wait for Done.
+func (c *Conn) AfterDone(do func()) { context.AfterFunc(c.over, do) }
 
 // Err returns a *ConnError once the connection has ended, else nil. After Close or a completed Drain
 // its code is NoError.

@@ -39,7 +39,7 @@ func (c *Conn) failLocked(err *ConnError) {
 	}
 	c.openCond.Broadcast()
 	c.settledCond.Broadcast()
-	close(c.done)
+	c.end()
 	c.leaveBudget()
 	c.log.Debug("connection ended", "conn", c.nc.RemoteAddr(), "err", err)
 	if c.busy {
@@ -247,7 +247,7 @@ func (c *Conn) awaitRoundTrip(ctx context.Context, p *ping, most time.Duration) 
 	case <-p.done:
 	case <-late:
 	case <-ctx.Done():
-	case <-c.done:
+	case <-c.over.Done():
 	}
 }
 

@@ -59,7 +59,7 @@ func (c *Conn) Ping(ctx context.Context) (time.Duration, error) {
 		delete(c.pings, p.data) // its answer is nobody's
 		c.mu.Unlock()
 		return 0, ctx.Err()
-	case <-c.done:
+	case <-c.over.Done():
 		return 0, c.Err()
 	}
 }
