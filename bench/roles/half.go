@@ -99,7 +99,7 @@ func (s *site) dropped(ctx context.Context, most time.Duration) (values, error) 
 		}
 		homes = append(homes, h)
 		for range 1 + i {
-			if err := h.join(h.addr, 1); err != nil {
+			if err := h.join(h.addr, 0, 1); err != nil {
 				return nil, err
 			}
 		}
