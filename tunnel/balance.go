@@ -33,6 +33,9 @@ func (g *Gateway) bind(p *plan) {
 	for name, h := range p.hops {
 		g.bindHop(p, name, h)
 	}
+	for _, s := range p.services {
+		g.bindService(p, s)
+	}
 }
 
 func (g *Gateway) bindHop(p *plan, name string, h *Hop) {

@@ -143,7 +143,7 @@ func TestHopTriesAnotherEndpoint(t *testing.T) {
 		{"hangs", func(_ *testing.T, s *shared) { s.net.Silence(netip.MustParseAddrPort(gateAt(1))) }, endpoint.EndpointConfig{Address: gateAt(1)}, "deadline exceeded"},
 		{"accepts and closes", func(t *testing.T, s *shared) {
 			tunneltest.Serve(t, s.net, gateAt(1), func(c *memnet.Conn) { _ = c.Close() })
-		}, endpoint.EndpointConfig{Address: gateAt(1)}, "connection reset"},
+		}, endpoint.EndpointConfig{Address: gateAt(1)}, "TLS handshake"},
 		{"accepts and hangs", func(t *testing.T, s *shared) {
 			tunneltest.Serve(t, s.net, gateAt(1), func(c *memnet.Conn) { _, _ = io.Copy(io.Discard, c) })
 		}, endpoint.EndpointConfig{Address: gateAt(1)}, "deadline exceeded"},

@@ -23,6 +23,8 @@ type Config struct {
 	Listeners []ListenerConfig `yaml:"listeners"`
 	// Hops are the gateways that flows can be sent through, by name.
 	Hops map[string]HopConfig `yaml:"hops"`
+	// Services are destinations that can be had at several places, by the name that flows ask for.
+	Services map[string]ServiceConfig `yaml:"services"`
 	// Workloads are what this gateway knows of its own: their addresses are local.
 	Workloads []WorkloadConfig `yaml:"workloads"`
 	// Routes say where flows go. The first that matches wins; a flow that none matches is refused.

@@ -79,6 +79,7 @@ const (
 	markRecorded             // it counts in no limit any more; set with mu held
 	markReported             // what rules in report would do was told
 	markAnswered             // it is an exchange whose answer has begun
+	markHungUp               // the endpoint has ended its direction before the app has
 )
 
 // marked reports whether the flow has a mark.

@@ -287,6 +287,11 @@ func (g *Gateway) compile(cfg *Config) (*plan, error) {
 			return nil, errors.New("tunnel: a hop and no TLS configuration for it (Env.ClientTLS)")
 		}
 	}
+	for _, s := range cfg.Services {
+		if g.env.ClientTLS == nil && slices.ContainsFunc(s.Endpoints, func(e endpoint.EndpointConfig) bool { return e.Tun != "" }) {
+			return nil, errors.New("tunnel: an endpoint that is reached by a tunnel and no TLS configuration for it (Env.ClientTLS)")
+		}
+	}
 	p, err := compile(cfg, g.env.Self())
 	if err != nil {
 		return nil, err

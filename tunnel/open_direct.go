@@ -31,6 +31,9 @@ func (g *Gateway) openDirect(ctx context.Context, f *Flow) (Conn, error) {
 	if t.Socket != "" {
 		return g.openSocketAt(ctx, t.Socket)
 	}
+	if s := f.service(); s != nil {
+		return g.openService(ctx, f, s)
+	}
 	addrs := []netip.Addr{t.Addr}
 	if t.IsName() {
 		if d := f.mayReach(nil); !d.Allow {
@@ -52,7 +55,11 @@ func (g *Gateway) openDirect(ctx context.Context, f *Flow) (Conn, error) {
 			return nil, prohibited(d)
 		}
 	}
-	port := t.Port
+	return g.dialDirect(ctx, f, addrs, t.Port)
+}
+
+// dialDirect connects to the first of addrs that answers, all of which the flow may reach.
+func (g *Gateway) dialDirect(ctx context.Context, f *Flow, addrs []netip.Addr, port uint16) (Conn, error) {
 	if f.via.inner != 0 {
 		if f.UDP {
 			return nil, &Error{Cause: CauseConfiguration, Reason: "datagrams are no inner tunnel, and the route that takes them has inner: pass"}

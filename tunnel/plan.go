@@ -31,6 +31,8 @@ type plan struct {
 	meets      bool // gateways send flows here
 	locality   string
 	hops       map[string]*Hop // that routes lead through, by name
+	services   map[string]*service
+	vips       map[netip.Addr]*service // by their virtual addresses
 	sets       map[setKey]setConf
 }
 
@@ -100,7 +102,12 @@ func compile(c *Config, self spiffe.ID) (*plan, error) {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
 	p.twins = twins(rules.Rules)
-	return p, p.addRoutes(c)
+	p.addServices(c)
+	if err := p.addRoutes(c); err != nil {
+		return nil, err
+	}
+	p.guardServices()
+	return p, nil
 }
 
 // twins returns the names that several sets of rules have.

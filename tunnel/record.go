@@ -54,6 +54,7 @@ func (g *Gateway) record(f *Flow, err error) {
 		g.loops.leave(pair)
 	}
 	cause := CauseOf(err)
+	f.endLease(cause)
 	in, out := f.in.carried(), f.out.carried()
 	g.stats.ended[cause].add(1)
 	g.stats.bytesIn.add(in)
@@ -130,6 +131,8 @@ func (f *Flow) describe(attrs []slog.Attr, err error) []slog.Attr {
 	}
 	if dst := f.dialled(); !f.Target.IsName() {
 		add("dst", f.Target.String())
+	} else if at := f.endpointAt(); at.IsValid() {
+		add("dst", at.String())
 	} else if dst.IsValid() && (f.via == nil || f.via.direct()) {
 		add("dst", dst.String()) // of a name; beyond a hop only the last one knows
 	}

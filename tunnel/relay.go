@@ -1,12 +1,14 @@
 package tunnel
 
 import (
+	"cmp"
 	"log/slog"
 	"net/netip"
 	"strconv"
 	"time"
 
 	"culvert/policy"
+	"culvert/tunnel/endpoint"
 )
 
 // Accepted is the side on which a flow came in: what it is answered with, and what is relayed then.
@@ -75,7 +77,7 @@ func (g *Gateway) decide(f *Flow) error {
 		return &Error{Cause: CauseDenied, Rule: ruleStrict, Reason: "listener " + f.Listener + " is strict: flows come in by tunnels, not plain; strict: false (--inbound permissive) lets them in"}
 	}
 	f.local = p.isLocal(f.Target, f.Request.Dialled)
-	if found := l.index.find(f.Target, f.local, f.Request.HTTP, f.Request.SentBy); found != nil {
+	if found := p.routeOf(l, f); found != nil {
 		f.via, f.named = found.route, found.match.names()
 		f.lead()
 	}
@@ -95,14 +97,18 @@ func (g *Gateway) decide(f *Flow) error {
 	return g.oblige(f)
 }
 
-// lead has the flow go where its route leads, if that is elsewhere than it wanted.
+// lead has the flow go where its route leads, if that is elsewhere than it wanted: of a virtual address to its service.
 func (f *Flow) lead() {
-	if f.via.to == (Target{}) {
+	to := cmp.Or(f.via.to, f.Target)
+	if s := f.plan.vips[to.Addr]; s != nil && f.via.direct() {
+		to = Target{Host: s.name, Port: to.Port}
+	}
+	if to == f.Target && f.via.to == (Target{}) {
 		return
 	}
 	f.show().wanted = f.Target
 	f.mu.Lock() // others may look at the flow
-	f.Target = f.via.to
+	f.Target = to
 	f.mu.Unlock()
 	f.local, f.named = f.plan.isLocal(f.Target, netip.Addr{}), true
 }
@@ -142,6 +148,14 @@ func (f *Flow) ask(r *policy.Request, p *plan) {
 			r.Open = f.via.name
 		}
 		r.Unresolved = f.resolves() // the addresses will be asked about
+		if s := f.service(); s != nil {
+			var e *endpoint.Endpoint
+			if f.lease != nil {
+				e = f.lease.Endpoint()
+			}
+			r.Port, _ = s.port(f.Target.Port, e)
+			r.Port = cmp.Or(r.Port, f.Target.Port)
+		}
 	}
 }
 

@@ -264,6 +264,9 @@ func (d *direction) over(src, dst error) {
 	}
 	f.mu.Lock()
 	d.ended = true
+	if d == &f.out && f.lease != nil && !f.in.ended {
+		f.marks.Or(markHungUp)
+	}
 	if d.lost == nil {
 		d.lost = dst
 	}

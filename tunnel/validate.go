@@ -67,6 +67,7 @@ func (c *Config) Validate(kinds ...string) error {
 	if what := endpoint.LocalityProblem(c.Locality); what != "" {
 		v.note("locality", "%s", what)
 	}
+	v.services()
 	v.timeouts()
 	v.routes()
 	if len(v.problems) == 0 {
