@@ -11,14 +11,17 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"culvert/pki/spiffe"
 	"culvert/tunnel/h2"
 )
 
 // agentConf is what a listener of kind agent does. It does not change.
 type agentConf struct {
 	chain       *chain // to the hop where it registers
+	at          []*Hop // that hop, at each of its addresses
 	names       []string
 	connections int // to each of its addresses
 	offer       map[uint16]Target
@@ -55,12 +58,35 @@ func newAgentConf(cfg *Config, c *ListenerConfig) (*agentConf, error) {
 		hops = append(hops, h)
 	}
 	a.chain = newChain(hops)
-	return a, nil
+	var err error
+	a.at, err = a.chain.last.each()
+	return a, err
+}
+
+// each returns h at each of its places, with the identities that it may have there.
+func (h *Hop) each() (list []*Hop, err error) {
+	for i, at := range h.places() {
+		one := *h
+		one.address = at
+		if h.conf != nil && i < len(h.conf.Endpoints) && len(h.conf.Endpoints[i].Identities) > 0 {
+			one.Identities = nil
+			for _, text := range h.conf.Endpoints[i].Identities {
+				id, err := spiffe.ParseName(text)
+				if err != nil {
+					return nil, fmt.Errorf("hop %s: %w", h.Name, err)
+				}
+				one.Identities = append(one.Identities, id)
+			}
+		}
+		list = append(list, &one)
+	}
+	return list, nil
 }
 
 // same reports whether connections of one may stay for the other. What is offered is looked up for each flow.
 func (c *agentConf) same(o *agentConf) bool {
-	return c.chain.key == o.chain.key && slices.Equal(c.chain.last.places(), o.chain.last.places()) && c.connections == o.connections && slices.Equal(c.names, o.names)
+	return c.chain.key == o.chain.key && c.connections == o.connections && slices.Equal(c.names, o.names) &&
+		slices.EqualFunc(c.at, o.at, func(a, b *Hop) bool { return a.address == b.address && slices.Equal(a.Identities, b.Identities) })
 }
 
 // offered is where a flow to t goes that has come to the agent: what is offered at that port of its own names, else t. A nil
@@ -131,6 +157,7 @@ type agentRun struct {
 	end    context.CancelFunc
 	once   sync.Once
 	stands chan struct{} // closed when a connection is registered
+	failed atomic.Pointer[error]
 }
 
 // follow keeps connections as conf has them. Those before are left when one of the new ones stands, so that nothing is
@@ -146,10 +173,10 @@ func (rs *agentRuns) follow(l *listener, conf *listenerConf) {
 	r := &agentRun{l: l, name: conf.name, conf: conf.agent, stands: make(chan struct{})}
 	r.ctx, r.end = context.WithCancel(g.base)
 	rs.now = r
-	for _, addr := range r.conf.chain.last.places() {
+	for _, hop := range r.conf.at {
 		for range r.conf.connections {
 			g.work.Add(1)
-			go r.slotLoop(addr) // ends with the run, by stop, a reload or the gateway; Close waits for it
+			go r.slotLoop(hop) // ends with the run, by stop, a reload or the gateway; Close waits for it
 		}
 	}
 	if old == nil {
@@ -176,14 +203,14 @@ func (rs *agentRuns) stop() {
 	}
 }
 
-// slotLoop keeps one connection to one address of the hop.
-func (r *agentRun) slotLoop(addr Target) {
+// slotLoop keeps one connection to the hop at one of its addresses.
+func (r *agentRun) slotLoop(hop *Hop) {
 	defer r.l.g.work.Done()
 	var last *serverConn // which is left when the next one stands
 	for failures := 0; r.ctx.Err() == nil; {
-		s, err := r.connect(addr)
+		s, err := r.connect(hop)
 		if err != nil {
-			r.fail(addr, err, failures)
+			r.fail(hop.address, err, failures)
 			r.sleep(redial(failures))
 			failures++
 			continue
@@ -222,6 +249,7 @@ func (r *agentRun) sleep(d time.Duration) {
 // fail logs that the hop cannot be registered at: at first, and when that has lasted.
 func (r *agentRun) fail(addr Target, err error, failures int) {
 	r.l.g.stats.transportFailed.add(1)
+	r.failed.Store(&err)
 	if r.ctx.Err() == nil && (failures < 3 || failures%redialPatience == 0) {
 		r.l.g.env.Log.Warn("agent cannot register", "listener", r.name, "hop", r.conf.chain.name, "dst", addr.String(), "err", err, "reason", r.hint(err))
 	}
@@ -241,17 +269,16 @@ func (r *agentRun) hint(err error) string {
 }
 
 // connect makes a connection and registers on it.
-func (r *agentRun) connect(addr Target) (*serverConn, error) {
+func (r *agentRun) connect(hop *Hop) (*serverConn, error) {
 	g := r.l.g
 	ctx, cancel := context.WithTimeout(r.ctx, g.plan.Load().timeouts.Dial)
 	defer cancel()
 	g.stats.transportDials.add(1)
 	checked := g.rechecks.Load()
-	nc, err := g.reach(ctx, r.conf.chain, addr)
+	nc, err := g.reach(ctx, r.conf.chain, hop.address)
 	if err != nil {
 		return nil, err
 	}
-	hop := r.conf.chain.last
 	tc, proof, err := g.meetHop(ctx, nc, hop, forAgent(g.env.ClientTLS(hop)), agentALPN)
 	if err != nil {
 		return nil, err

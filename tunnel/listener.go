@@ -34,6 +34,11 @@ func Listen(ctx context.Context, address string, env Env, rules policy.Config) (
 		Routes:    []RouteConfig{{Listeners: []string{listenerName}}},
 		Policy:    rules,
 	}
+	return listen(ctx, cfg, env)
+}
+
+// listen starts a gateway of cfg whose one listener hands its flows to Accept.
+func listen(ctx context.Context, cfg *Config, env Env) (*Listener, error) {
 	g, err := New(cfg, env)
 	if err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"culvert/policy"
+	"culvert/tunnel/endpoint"
 )
 
 // agents checks who may register at a listener.
@@ -91,6 +92,9 @@ func (v *validator) agent(at string, l *ListenerConfig) {
 		v.note(at, "the agent has no hop where it registers; add hop: with a name of hops, or host:port")
 	} else {
 		v.hops(at, slices.Concat(l.Via, []string{l.Hop}))
+		if h := v.cfg.Hops[l.Hop]; h.Tun != "" || h.Inner != nil || h.DNS.Type == endpoint.TypeSRV {
+			v.note(at+".hop", "an agent registers at a gateway that it connects to itself; hop %q needs to be one without tun, inner and dns of type srv", l.Hop)
+		}
 	}
 	for i, name := range l.Names {
 		place := fmt.Sprintf("%s.names[%d]", at, i)
