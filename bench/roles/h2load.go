@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"math"
 	"os"
 	"os/exec"
 	"regexp"
@@ -48,7 +47,7 @@ func (a *ask) run(ctx context.Context, s *site, warm, d time.Duration) (*answere
 	if a.tls {
 		scheme = "https"
 	}
-	args := []string{"--threads=1", "--duration=" + seconds(d), "--connect-to=" + a.addr}
+	args := []string{"--threads=1", "--duration=" + span(d), "--connect-to=" + a.addr}
 	log := s.path("h2load.log")
 	if a.h2 {
 		clients = h2Clients
@@ -64,7 +63,7 @@ func (a *ask) run(ctx context.Context, s *site, warm, d time.Duration) (*answere
 		_ = os.Remove(log) // of the last run, if any
 		args = append(args, fmt.Sprintf("--rps=%.2f", a.rate/float64(clients)), "--log-file="+log)
 	} else {
-		args = append(args, "--warm-up-time="+seconds(warm))
+		args = append(args, "--warm-up-time="+span(warm))
 	}
 	out, err := exec.CommandContext(ctx, "h2load", append(args, scheme+"://"+a.host+"/page")...).CombinedOutput()
 	if err != nil {
@@ -78,8 +77,8 @@ func (a *ask) run(ctx context.Context, s *site, warm, d time.Duration) (*answere
 	return got, err
 }
 
-// seconds is a duration as h2load takes it.
-func seconds(d time.Duration) string { return strconv.Itoa(int(math.Ceil(d.Seconds()))) }
+// span is a duration as h2load takes it.
+func span(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) + "ms" }
 
 // last is the end of an output.
 func last(text string) string {

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 // tiny is the least that still takes every measure.
 func tiny() size {
 	return size{
-		warm: 10 * time.Millisecond, bulk: 50 * time.Millisecond, requests: time.Second, routes: 100,
+		warm: 10 * time.Millisecond, bulk: 50 * time.Millisecond, requests: 200 * time.Millisecond, routes: 100,
 		agents: 3, settled: 10 * time.Millisecond, gap: 5 * time.Second,
 	}
 }
@@ -91,10 +91,18 @@ func hasValue(r *results, g *goal) bool {
 	return true
 }
 
-// TestRoles measures what needs no other program.
+// TestRoles measures what needs no other program and no network namespace.
 func TestRoles(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds; make test has it")
 	}
-	measureTiny(t, "chain,xtun")
+	measureTiny(t, "chain,xtun,agents")
+}
+
+// TestForeignRoles measures requests, which h2load asks for, also of HAProxy.
+func TestForeignRoles(t *testing.T) {
+	if why := missingHAProxy(nil); why != "" {
+		t.Fatal(why)
+	}
+	measureTiny(t, "ingress,routes")
 }

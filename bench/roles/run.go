@@ -33,7 +33,7 @@ var (
 		agents: 1000, settled: 10 * time.Second, gap: 5 * time.Second, halfOpen: 30 * time.Second,
 	}
 	small = size{
-		warm: 50 * time.Millisecond, bulk: 200 * time.Millisecond, requests: time.Second, routes: 1000,
+		warm: 50 * time.Millisecond, bulk: 200 * time.Millisecond, requests: 500 * time.Millisecond, routes: 1000,
 		agents: 50, settled: 200 * time.Millisecond, gap: 3 * time.Second, halfOpen: 30 * time.Second,
 	}
 )
