@@ -35,7 +35,7 @@ func (c *AppTunnelConfig) at() netip.AddrPort {
 
 // appTunnel is where the destination takes flows together with whose they are; not valid where it takes them as they are.
 func (f *Flow) appTunnel() netip.AddrPort {
-	if w := f.plan.workloads[f.Target.Addr]; w != nil && f.local && !f.UDP {
+	if w := f.plan.workloads[f.Target.Addr]; w != nil && f.local && !f.UDP && f.via.inner == 0 {
 		return w.appTunnel
 	}
 	return netip.AddrPort{}

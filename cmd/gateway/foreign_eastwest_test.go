@@ -172,3 +172,42 @@ policy: {egress: ["127.0.0.0/8"]}
 	}
 	ew.idle(t)
 }
+
+// TestForeignWaypoint has a peer that is written from HBONE.md ask our gateway, a waypoint, for a service by its virtual address
+// and by its name: it opens a tunnel to the pod under its own identity, for the pod's address.
+func TestForeignWaypoint(t *testing.T) {
+	m := newMesh(t)
+	podID := m.identity(t, "shop", "orders")
+	waypointID := m.identity(t, "shop", "waypoint")
+	pod, seen := m.ztServer(t, m.ztTLS(t, "orders", waypointID), ztEcho)
+	waypoint := m.configured(t, "waypoint", `
+listeners: [{name: mesh, kind: hbone, address: "$ADDR"}]
+hops: {pod: {address: "`+pod+`", identity: "`+podID+`"}}
+routes: [{hosts: ["`+orders+`"], destinations: ["10.96.0.10:80"], to: "127.0.0.1:8080", via: [pod]}]
+policy: {allow: ["`+strings.TrimPrefix(clientID, "spiffe://")+`"]}
+`)
+	c, err := ztDial(t, dial(t, waypoint.addr), m.ztTLS(t, "client", waypointID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, authority := range []string{"10.96.0.10:80", orders} {
+		s, err := c.connect(authority, "x-istio-source", "waypoint", "x-forwarded-network", "net9") // which a stranger may not say
+		if err != nil {
+			t.Fatal(err)
+		}
+		ztWantEcho(t, s, 70_000)
+		got := <-seen
+		if got.peer != waypointID || got.request.field(":authority") != "127.0.0.1:8080" || got.request.field("x-istio-source")+got.request.field("x-forwarded-network") != "" {
+			t.Errorf("the pod sees %s asking for %s, fields %v, want the waypoint, the pod's address, and nothing forged",
+				got.peer, got.request.field(":authority"), got.request.head)
+		}
+		if strings.Contains(got.request.field("baggage"), "zt") || !strings.Contains(got.request.field("forwarded"), `for="127.0.0.1:`) {
+			t.Errorf("the pod is told baggage %q, forwarded %q, want what the waypoint knows", got.request.field("baggage"), got.request.field("forwarded"))
+		}
+	}
+	if _, err := c.connect("10.96.0.11:80"); err == nil {
+		t.Error("another virtual address was taken")
+	}
+	waypoint.says(t, "msg=flow", "peer="+clientID, "hop=pod", "hop_id="+podID)
+	waypoint.idle(t)
+}

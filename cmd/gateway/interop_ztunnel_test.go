@@ -19,18 +19,42 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
+// The virtual addresses of two services: one in another network, behind the gateway on mid, and one behind a waypoint, which is
+// that gateway as well.
+const farVIP, waypointVIP = "10.96.0.20", "10.96.0.30"
+
 // ztunnelWorkloads is what a ztunnel on app is told of the mesh instead of by xDS.
 const ztunnelWorkloads = `workloads:
 - {uid: c1/zt, name: zt, namespace: default, serviceAccount: zt, trustDomain: cluster.local, workloadIps: ["` + appAddr + `"],
    protocol: HBONE, node: n1, clusterId: c1, workloadName: zt, workloadType: deployment, canonicalName: zt, canonicalRevision: v1, services: {}}
 - {uid: c1/gw, name: gw, namespace: default, serviceAccount: gw, trustDomain: cluster.local, workloadIps: ["` + midAddr + `"],
-   protocol: HBONE, node: n2, clusterId: c1, workloadName: gw, workloadType: deployment, canonicalName: gw, canonicalRevision: v1, services: {}}
-services: []
+   protocol: HBONE, node: n2, clusterId: c1, workloadName: gw, workloadType: deployment, canonicalName: gw, canonicalRevision: v1,
+   services: {"default/viawp.default.svc.cluster.local": {7: 7}}}
+- {uid: c1/far, name: far, namespace: remote, serviceAccount: remote, trustDomain: cluster.local, workloadIps: [], protocol: HBONE, network: net2,
+   networkGateway: {destination: "/` + midAddr + `", hboneMtlsPort: 15008}, services: {"remote/far.remote.svc.cluster.local": {7: 7}}}
+services:
+- {name: far, namespace: remote, hostname: far.remote.svc.cluster.local, vips: ["/` + farVIP + `"], ports: {7: 7},
+   subjectAltNames: ["spiffe://cluster.local/ns/remote/sa/remote"]}
+- {name: viawp, namespace: default, hostname: viawp.default.svc.cluster.local, vips: ["/` + waypointVIP + `"], ports: {7: 7},
+   waypoint: {destination: "/` + midAddr + `", hboneMtlsPort: 15008}}
 policies: []
 `
 
+// ztunnelGateway is the gateway on mid: a workload, the gateway between two networks, and a waypoint.
+const ztunnelGateway = `
+listeners:
+- {name: mesh, kind: hbone, address: ":15008"}
+- {name: plain, kind: forward, address: "127.0.0.1:9001", to: "` + app4 + `"}
+routes:
+- {listeners: [plain], via: ["` + appAddr + `:15008"]}
+- {listeners: [mesh], hosts: [far.remote.svc.cluster.local], inner: pass, to: "` + far4 + `"}
+- {listeners: [mesh], destinations: ["` + waypointVIP + `:7"], to: "` + midAddr + `:7"}
+- {listeners: [mesh], destinations: [local]}
+`
+
 // TestZtunnel has a real ztunnel, $ZTUNNEL_BIN, take its certificate from `gateway ca serve` by the token of a service account,
-// and carries flows between it and a gateway, both ways. `make interop-ztunnel` runs it; it is no part of `make test`.
+// and carries flows between it and a gateway, both ways, by tunnels inside of tunnels to a workload in another network, and to a
+// gateway that is a waypoint. `make interop-ztunnel` runs it; it is no part of `make test`.
 func TestZtunnel(t *testing.T) {
 	bin := os.Getenv("ZTUNNEL_BIN")
 	if bin == "" {
@@ -76,11 +100,20 @@ func TestZtunnel(t *testing.T) {
 	member := t.TempDir()
 	h.mid.types(member, string(joined))
 	g := &gateway{admin: "127.0.0.1:15100", dials: h.mid.dial}
-	g.process = start(t, h.mid.on(member, "run", "--admin", g.admin, "--hbone", ":15008", "--forward", "127.0.0.1:9001="+app4, "--via", appAddr+":15008"))
+	g.process = start(t, h.mid.on(member, "run", "--admin", g.admin, "-c", write("gateway.yaml", ztunnelGateway)))
 	within(t, "gateway ready", func() error {
 		_, err := g.get("/readyz")
 		return err
 	})
+
+	// The workload in the other network, before which a gateway stands, too.
+	joined, err = h.mid.on(state, "ca", "token", "spiffe://cluster.local/ns/remote/sa/remote").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	remote := t.TempDir()
+	h.far.types(remote, string(joined))
+	far := start(t, h.far.on(remote, "run", "--admin", "127.0.0.1:15100", "--hbone", ":15008", "--allow", "cluster.local/ns/default/sa/zt"))
 
 	zt := exec.Command(program(t, "ip"), "netns", "exec", h.app.name, bin)
 	zt.Dir = dir
@@ -98,6 +131,19 @@ func TestZtunnel(t *testing.T) {
 		return nil
 	})
 	g.says(t, "msg=flow", "peer=spiffe://cluster.local/ns/default/sa/zt")
+	for name, to := range map[string]struct{ vip, source string }{
+		"double HBONE": {farVIP, farAddr}, "the waypoint": {waypointVIP, midAddr},
+	} {
+		within(t, name, func() error {
+			page, errs, err := h.app.try("curl", "-sS", "--max-time", "10", "--proxy", "socks5h://127.0.0.1:15080", "telnet://"+to.vip+":7")
+			if err != nil && !strings.Contains(page, to.source) {
+				return errors.New(errs)
+			}
+			return nil
+		})
+	}
+	far.says(t, "msg=flow", "peer=spiffe://cluster.local/ns/default/sa/zt")
+	g.says(t, "msg=flow", "host=far.remote.svc.cluster.local:7", "peer=spiffe://cluster.local/ns/default/sa/zt")
 	// And from the gateway to the ztunnel, whose workload is on the same host.
 	h.mid.wantFrom("127.0.0.1:9001", appAddr)
 }
