@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -44,12 +45,24 @@ func get(t *testing.T, url string) (string, error) {
 // running starts a gateway with a configuration, which gets an admin address, until the test ends.
 func running(t *testing.T, config string) (admin string) {
 	t.Helper()
+	admin, _ = runningSaying(t, config)
+	return admin
+}
+
+// runningSaying is running, and said what the gateway says.
+func runningSaying(t *testing.T, config string) (admin string, said func() string) {
+	t.Helper()
 	admin = freeAddress(t)
 	dir := t.TempDir()
 	file := write(t, filepath.Join(dir, "gateway.yaml"), config+"\nadmin: {address: \""+admin+"\"}\nstate: "+dir+"\n", 0o600)
 	cmd := exec.Command(built(t), "run", "-c", file)
-	var out strings.Builder
-	cmd.Stderr = &out
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd.Stderr = log
+	said = func() string { return read(t, log.Name()) }
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -60,14 +73,14 @@ func running(t *testing.T, config string) (admin string) {
 		_ = cmd.Process.Signal(syscall.SIGINT) // at once
 		<-ended
 		if t.Failed() {
-			t.Logf("the gateway says:\n%s", out.String())
+			t.Logf("the gateway says:\n%s", said())
 		}
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for ctx.Err() == nil {
 		if _, err := try(t, built(t), "ready", admin); err == nil {
-			return admin
+			return admin, said
 		}
 		select {
 		case <-ended:
@@ -76,7 +89,7 @@ func running(t *testing.T, config string) (admin string) {
 		}
 	}
 	t.Fatal("the gateway is not ready")
-	return ""
+	return "", nil
 }
 
 // metricTypes are the metrics of a running gateway, and those of ours that it shows once there is something to count, by type.
