@@ -26,7 +26,9 @@ func TestConfigurationsAreRight(t *testing.T) {
 			}
 		})
 	}
-	for _, want := range []string{"chain", "egress", "entry", "forward", "uproxy", "zero-trust"} {
+	for _, want := range []string{
+		"agent", "agents", "chain", "east-west", "east-west-entry", "egress", "egress-proxy", "entry", "forward", "ingress", "uproxy", "waypoint", "x-tun", "x-tun-entry", "zero-trust",
+	} {
 		if !strings.Contains(strings.Join(files, "\n"), filepath.Join("examples", want+".yaml")) {
 			t.Errorf("there is no example for %s", want)
 		}

@@ -112,7 +112,7 @@ func TestNetnsUnitsStart(t *testing.T) {
 			started++
 		})
 	}
-	if started < 3 {
+	if started < 8 {
 		t.Errorf("%d units were started", started)
 	}
 }
