@@ -268,7 +268,8 @@ type RouteConfig struct {
 	// Source is `keep` where the destination is to see the address that the flow came from, not this
 	// gateway's: of a captured flow its own, of a tunnel what a peer in TrustHeaders tells in `forwarded`,
 	// else the peer's. It takes CAP_NET_ADMIN, and rules that lead the answers back here, which
-	// `gateway capture install` makes. Only for TCP, and without Via.
+	// `gateway capture install` makes; only for TCP. Or it is an address of this host, such as `10.0.0.5`, that connections are
+	// to come from: destinations of the other family cannot be reached then. Only without Via.
 	Source string `yaml:"source"`
 	// TLS has this gateway speak TLS with the destination, for apps that speak plain. Default: bytes are carried as they are.
 	TLS *TLSConfig `yaml:"tls"`

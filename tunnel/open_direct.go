@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"syscall"
 	"time"
 
@@ -71,9 +72,16 @@ func (g *Gateway) dialDirect(ctx context.Context, f *Flow, addrs []netip.Addr, p
 			return nil, &Error{Cause: CauseLoop, Reason: fmt.Sprintf("this gateway itself listens on %s", netip.AddrPortFrom(a, port))}
 		}
 	}
+	if f.via.source.IsValid() {
+		if addrs = sameFamily(addrs, f.via.source); len(addrs) == 0 {
+			return nil, &Error{Cause: CauseUnroutable, Reason: fmt.Sprintf("the destination has no address of the family of %s, the source of %s", f.via.source, f.via.name)}
+		}
+	}
 	g.stats.dials.add(1)
 	dial := g.env.Dial
 	switch {
+	case f.via.source.IsValid():
+		dial = f.dialFrom
 	case f.UDP:
 		dial = g.env.DialUDP
 	case f.via.keep:
@@ -84,7 +92,8 @@ func (g *Gateway) dialDirect(ctx context.Context, f *Flow, addrs []netip.Addr, p
 	f.times.since(phaseDial, began)
 	if err != nil {
 		g.stats.dialFailures.add(1)
-		if reason := shortage(err); reason != "" {
+		var own *Error
+		if reason := shortage(err); reason != "" && !errors.As(err, &own) {
 			return nil, &Error{Cause: CauseOf(err), Reason: reason, Err: err}
 		}
 		return nil, fmt.Errorf("dial: %w", timedOut(ctx, err))
@@ -125,6 +134,41 @@ func (f *Flow) dialAsSource(ctx context.Context, addr netip.AddrPort) (net.Conn,
 	nc, err := d.DialContext(ctx, "tcp", addr.String())
 	if err != nil {
 		return nil, fmt.Errorf("as %s: %w", source, err)
+	}
+	return nc, nil
+}
+
+// sameFamily returns those of addrs that are of the family of one.
+func sameFamily(addrs []netip.Addr, one netip.Addr) (list []netip.Addr) {
+	for _, a := range addrs {
+		if a.Unmap().Is4() == one.Is4() {
+			list = append(list, a)
+		}
+	}
+	return list
+}
+
+// dialFrom connects from the address that the route names, which is this host's own.
+func (f *Flow) dialFrom(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+	from, mark := netip.AddrPortFrom(f.via.source, 0), f.g.ownMark()
+	d := net.Dialer{KeepAlive: -1, LocalAddr: net.TCPAddrFromAddrPort(from), Control: func(network, address string, raw syscall.RawConn) error {
+		portLater(raw)
+		if mark != nil {
+			return mark(network, address, raw)
+		}
+		return nil
+	}}
+	network := "tcp"
+	if f.UDP {
+		network, d.LocalAddr = "udp", net.UDPAddrFromAddrPort(from)
+	}
+	nc, err := d.DialContext(ctx, network, addr.String())
+	var call *os.SyscallError
+	switch {
+	case errors.As(err, &call) && call.Syscall == "bind" && errors.Is(err, syscall.EADDRNOTAVAIL):
+		return nil, &Error{Cause: CauseConfiguration, Reason: fmt.Sprintf("this host has no address %s, the source of %s; name one that it has (ip addr)", f.via.source, f.via.name), Err: err}
+	case err != nil:
+		return nil, fmt.Errorf("from %s: %w", f.via.source, err)
 	}
 	return nc, nil
 }

@@ -214,6 +214,9 @@ func (p *plan) addOffer(c *Config, i int) error {
 
 func (p *plan) newRoute(name string, c *Config, rc *RouteConfig) (*route, error) {
 	r := &route{name: name, matchers: compileMatchers(rc), ports: rc.Ports, fromAny: rc.From == fromAny, keep: rc.Source == keepSource, agents: rc.Agents, tls: rc.TLS}
+	if source, err := netip.ParseAddr(rc.Source); err == nil {
+		r.source = source.Unmap()
+	}
 	r.sentBy = rc.IstioSource
 	var err error
 	if r.http, err = newHTTPMatch(rc.HTTP); err != nil {

@@ -23,6 +23,7 @@ type route struct {
 	fromAny  bool
 	sentBy   []string       // by what; none: by anybody
 	keep     bool           // the destination sees where the flow came from
+	source   netip.Addr     // the destination sees this address of the host; not valid: the one that the system takes
 	tls      *TLSConfig     // spoken with the destination; nil: nothing is
 	agents   bool           // flows go to agents that have registered here
 	inner    uint16         // the port of workloads where what is carried goes, a tunnel that is not opened; 0: it is none

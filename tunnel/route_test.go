@@ -207,6 +207,10 @@ func TestValidate(t *testing.T) {
 		{"a route for a sender takes not all", func(c *Config) {
 			c.Routes = append([]RouteConfig{{IstioSource: []string{"waypoint"}, Via: []string{"lb"}}}, c.Routes...)
 		}, "", ""},
+		{"source of this host", func(c *Config) { c.Routes[0].Source, c.Routes[0].Via = "10.0.0.5", nil }, "", ""},
+		{"source of this host beyond a hop", func(c *Config) { c.Routes[0].Source = "10.0.0.5" }, "routes[0].source", "next hop"},
+		{"source with a port", func(c *Config) { c.Routes[0].Source, c.Routes[0].Via = "10.0.0.5:0", nil }, "routes[0].source", "such as 10.0.0.5"},
+		{"source that is none", func(c *Config) { c.Routes[0].Source, c.Routes[0].Via = "0.0.0.0", nil }, "routes[0].source", "such as 10.0.0.5"},
 		{"source beyond a hop", func(c *Config) { c.Routes[0].Source = "keep" }, "routes[0].source", "next hop"},
 		{"hop without address", func(c *Config) { c.Hops["east"] = HopConfig{} }, "hops.east", "no address"},
 		{"hop with both", func(c *Config) {

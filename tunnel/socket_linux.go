@@ -55,6 +55,14 @@ func markOwn(raw syscall.RawConn, mark int) {
 	})
 }
 
+// portLater has a socket that is bound to an address get its port only when it connects, so that all destinations do
+// not share the ports (ip(7), IP_BIND_ADDRESS_NO_PORT).
+func portLater(raw syscall.RawConn) {
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1) // without it there are fewer ports
+	})
+}
+
 // sharePort lets the sockets of flows of datagrams be bound beside their listener's, by this user's processes only.
 func sharePort(raw syscall.RawConn) error {
 	var err error

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -68,8 +69,8 @@ func (v *validator) route(i int, listeners []string) {
 	}
 	switch {
 	case r.Source == "":
-	case r.Source != keepSource:
-		v.note(at+".source", "source is %q; it should be keep, or left out", r.Source)
+	case r.Source != keepSource && !isSource(r.Source):
+		v.note(at+".source", "source is %q; it should be keep, or an address of this host such as 10.0.0.5", r.Source)
 	case len(r.Via) > 0:
 		v.note(at+".source", "the next hop sees this gateway, and is told where the flow came from; remove source, or via")
 	}
@@ -126,6 +127,12 @@ func (v *validator) tls(at string, c *TLSConfig) {
 	if c.MinVersion != "" && tlsVersion(c.MinVersion) == 0 {
 		v.note(at+".minVersion", "%q is no version that is spoken; it should be 1.2 or 1.3", c.MinVersion)
 	}
+}
+
+// isSource reports whether text is an address that connections may come from.
+func isSource(text string) bool {
+	a, err := netip.ParseAddr(text)
+	return err == nil && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast()
 }
 
 // upstreamHop checks a hop that is a proxy which connects to what it is asked for.

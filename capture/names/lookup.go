@@ -163,34 +163,41 @@ func (r *Resolver) Close() {
 // at once, and one that has come waits for the other no longer than resolutionDelay. An answer is used as long as its
 // TTL lasts, and never after. An error is a *net.DNSError, or that ctx was cancelled.
 func (r *Resolver) Lookup(ctx context.Context, host string) ([]netip.Addr, error) {
+	addrs, _, err := r.LookupTTL(ctx, host)
+	return addrs, err
+}
+
+// LookupTTL is Lookup that tells for how long the addresses are good; 0: nobody says.
+func (r *Resolver) LookupTTL(ctx context.Context, host string) ([]netip.Addr, time.Duration, error) {
 	name := strings.TrimSuffix(strings.ToLower(host), ".")
 	if addr, err := netip.ParseAddr(name); err == nil {
-		return []netip.Addr{addr}, nil
+		return []netip.Addr{addr}, 0, nil
 	}
 	if addrs := r.hosts.addrs(name); len(addrs) > 0 {
-		return sorted(r.rank(addrs)), nil
+		return sorted(r.rank(addrs)), 0, nil
 	}
 	if name == "localhost" || strings.HasSuffix(name, ".localhost") { // RFC 6761, section 6.3: it is asked of nobody
-		return []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil
+		return []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}, 0, nil
 	}
 	if !isHost(canonical(name)) {
-		return nil, notFound(host)
+		return nil, 0, notFound(host)
 	}
 	conf := r.config()
 	if conf == nil {
-		return r.system.LookupNetIP(ctx, "ip", host)
+		addrs, err := r.system.LookupNetIP(ctx, "ip", host)
+		return addrs, 0, err
 	}
 	var why error
 	for _, candidate := range conf.NameList(name) {
 		if _, ok := dns.IsDomainName(candidate); !ok {
 			continue // too long with its search domain
 		}
-		list, err := r.addresses(ctx, canonical(candidate))
+		list, until, err := r.addresses(ctx, canonical(candidate))
 		if err == nil {
-			return sorted(list), nil
+			return sorted(list), time.Until(until), nil
 		}
 		if ctx.Err() != nil {
-			return nil, ended(ctx, host)
+			return nil, 0, ended(ctx, host)
 		}
 		if !isNotFound(err) && why == nil {
 			why = err
@@ -199,26 +206,26 @@ func (r *Resolver) Lookup(ctx context.Context, host string) ([]netip.Addr, error
 	if why == nil {
 		why = notFound(host)
 	}
-	return nil, why
+	return nil, 0, why
 }
 
 // LookupSRV returns the SRV records of name, such as "_http._tcp.orders.example", sorted by priority; those of one priority
-// are in no order. Errors are those of Lookup.
-func (r *Resolver) LookupSRV(ctx context.Context, name string) ([]*net.SRV, error) {
+// are in no order. They are good for ttl, 0: nobody says. Errors are those of Lookup.
+func (r *Resolver) LookupSRV(ctx context.Context, name string) (_ []*net.SRV, ttl time.Duration, _ error) {
 	name = canonical(strings.ToLower(name))
 	if _, ok := dns.IsDomainName(name); !ok || !isHost(name) {
-		return nil, notFound(name)
+		return nil, 0, notFound(name)
 	}
 	if r.config() == nil {
 		_, list, err := r.system.LookupSRV(ctx, "", "", name)
-		return list, err
+		return list, 0, err
 	}
 	l := r.start(lookupKey{name, dns.TypeSRV})
 	select {
 	case <-l.done:
-		return slices.Clone(l.srv), l.err
+		return slices.Clone(l.srv), time.Until(l.until), l.err
 	case <-ctx.Done():
-		return nil, ended(ctx, name)
+		return nil, 0, ended(ctx, name)
 	}
 }
 
@@ -246,15 +253,16 @@ func (r *Resolver) forget() {
 	r.order.Init()
 }
 
-// addresses returns the addresses of one name. It asks for both families side by side.
-func (r *Resolver) addresses(ctx context.Context, name string) ([]ranked, error) {
+// addresses returns the addresses of one name, and until when they are good. It asks for both families side by side.
+func (r *Resolver) addresses(ctx context.Context, name string) (list []ranked, until time.Time, why error) {
 	open := []*lookup{r.start(lookupKey{name, dns.TypeAAAA}), r.start(lookupKey{name, dns.TypeA})}
-	var list []ranked
-	var why error
 	var late <-chan time.Time
 	take := func(l *lookup) {
 		open = slices.DeleteFunc(open, func(o *lookup) bool { return o == l })
 		list = append(list, l.ranked()...)
+		if until.IsZero() || l.until.Before(until) {
+			until = l.until
+		}
 		if why == nil || isNotFound(why) {
 			why = l.err
 		}
@@ -276,15 +284,15 @@ func (r *Resolver) addresses(ctx context.Context, name string) ([]ranked, error)
 		case <-last.done:
 			take(last)
 		case <-late:
-			return list, nil
+			return list, until, nil
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, until, ctx.Err()
 		}
 	}
 	if len(list) > 0 {
-		return list, nil
+		return list, until, nil
 	}
-	return nil, why
+	return nil, until, why
 }
 
 // start returns the question of key: one whose answer holds, one that is under way, or a new one.

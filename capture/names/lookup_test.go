@@ -378,14 +378,25 @@ func TestLookupFiles(t *testing.T) {
 	})
 }
 
+func TestLookupTTL(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newLookup(t, ResolverConfig{}, newMemory(t, zoneOf("www.example. 30 IN A 192.0.2.1", "www.example. 60 IN AAAA 2001:db8::1")), "192.0.2.9 db\n", "")
+		for host, want := range map[string]time.Duration{"www.example": 30 * time.Second, "db": 0, "192.0.2.1": 0} {
+			if _, ttl, err := r.LookupTTL(t.Context(), host); ttl != want || err != nil {
+				t.Errorf("LookupTTL(%s) = %v, %v, want %v", host, ttl, err, want)
+			}
+		}
+	})
+}
+
 func TestLookupSRV(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newLookup(t, ResolverConfig{}, newMemory(t, zoneOf("_h._tcp.example. 60 IN SRV 2 0 81 b.example.", "_h._tcp.example. 60 IN SRV 1 5 80 a.example.", exampleSOA)), "", "")
-		list, err := r.LookupSRV(t.Context(), "_h._tcp.example")
-		if err != nil || len(list) != 2 || *list[0] != (net.SRV{Target: "a.example.", Port: 80, Priority: 1, Weight: 5}) || list[1].Port != 81 {
+		list, ttl, err := r.LookupSRV(t.Context(), "_h._tcp.example")
+		if err != nil || ttl != time.Minute || len(list) != 2 || *list[0] != (net.SRV{Target: "a.example.", Port: 80, Priority: 1, Weight: 5}) || list[1].Port != 81 {
 			t.Errorf("LookupSRV = %v, %v", list, err)
 		}
-		if _, err := r.LookupSRV(t.Context(), "_x._tcp.example"); !isNotFound(err) {
+		if _, _, err := r.LookupSRV(t.Context(), "_x._tcp.example"); !isNotFound(err) {
 			t.Errorf("LookupSRV = %v, want that there is none", err)
 		}
 	})

@@ -114,6 +114,7 @@ func (b *parts) env() tunnel.Env {
 		H2:        h2.Config{Logger: b.log.Logger},
 		Budget:    b.budget,
 		Resolve:   b.lookup.addrs,
+		Lookup:    b.lookup.answers,
 		Login:     readLogin,
 		OriginTLS: func(c *tunnel.TLSConfig) (*tls.Config, error) {
 			return b.clients.Config(c.Roots, c.Cert, c.Key)

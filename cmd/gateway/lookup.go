@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"sync/atomic"
+	"time"
 
 	"culvert/capture/names"
+	"culvert/tunnel/endpoint"
 )
 
 // lookup finds the addresses of names for the gateway: those of destinations that are resolved here, and of hops. A
@@ -19,6 +22,28 @@ type lookup struct {
 // addrs returns the addresses of host.
 func (l *lookup) addrs(ctx context.Context, host string) ([]netip.Addr, error) {
 	return l.current.Load().Lookup(ctx, host)
+}
+
+// answers is tunnel.Env.Lookup. That there is no such name is an answer.
+func (l *lookup) answers(ctx context.Context, name string, kind endpoint.Kind) (list []endpoint.Answer, ttl time.Duration, err error) {
+	if kind == endpoint.Services {
+		var records []*net.SRV
+		records, ttl, err = l.current.Load().LookupSRV(ctx, name)
+		for _, r := range records {
+			list = append(list, endpoint.Answer{Host: r.Target, Port: r.Port, Priority: r.Priority, Weight: r.Weight})
+		}
+	} else {
+		var addrs []netip.Addr
+		addrs, ttl, err = l.current.Load().LookupTTL(ctx, name)
+		for _, a := range addrs {
+			list = append(list, endpoint.Answer{Addr: a})
+		}
+	}
+	var none *net.DNSError
+	if errors.As(err, &none) && none.IsNotFound {
+		err = nil
+	}
+	return list, ttl, err
 }
 
 // swap has r asked from now on, and ends the one before; nil ends it for good.
