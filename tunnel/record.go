@@ -131,7 +131,7 @@ func (f *Flow) describe(attrs []slog.Attr, err error) []slog.Attr {
 	}
 	if dst := f.dialled(); !f.Target.IsName() {
 		add("dst", f.Target.String())
-	} else if at := f.endpointAt(); at.IsValid() {
+	} else if at := f.endpointAt(); at.IsValid() && f.via.inner == 0 { // else it went to another port of that
 		add("dst", at.String())
 	} else if dst.IsValid() && (f.via == nil || f.via.direct()) {
 		add("dst", dst.String()) // of a name; beyond a hop only the last one knows
