@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"debug/elf"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -68,6 +69,22 @@ echo ended well
 	for _, want := range []string{"ready", "Uid: " + uid + " " + uid, "CapPrm: 0000000000000000", "CapEff: 0000000000000000", "CapBnd: 0000000000000000", "NoNewPrivs: 1", "identity.key", "ended well"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("nothing of %q in:\n%s", want, out)
+		}
+	}
+}
+
+func TestProgramIsStatic(t *testing.T) {
+	f, err := elf.Open(built(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if libraries, err := f.ImportedLibraries(); len(libraries) > 0 {
+		t.Errorf("it needs %q (%v)", libraries, err)
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			t.Error("it needs a loader")
 		}
 	}
 }

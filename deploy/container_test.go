@@ -1,7 +1,6 @@
 package deploy
 
 import (
-	"debug/elf"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -89,21 +88,5 @@ func TestDockerfileIsRight(t *testing.T) {
 	}
 	if final := steps[len(steps)-1]; final.word != "FROM" || final.rest != "gateway" {
 		t.Errorf("the last stage is %s, want gateway", final.rest)
-	}
-}
-
-func TestProgramIsStatic(t *testing.T) {
-	f, err := elf.Open(built(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if libraries, err := f.ImportedLibraries(); len(libraries) > 0 {
-		t.Errorf("it needs %q (%v)", libraries, err)
-	}
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP {
-			t.Error("it needs a loader")
-		}
 	}
 }
