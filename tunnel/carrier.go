@@ -1,18 +1,25 @@
 package tunnel
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"culvert/pki/spiffe"
+)
 
 // CarrierKey is what has to be the same for a carrier to serve two exchanges. Keys are comparable.
 type CarrierKey struct {
 	route  *route // with it the chain, and TLS
 	target Target
 	source netip.AddrPort // where the destination sees it
+	peer   spiffe.ID      // the same
 }
 
 // Key is what a carrier has to have that serves x. Policy is asked besides, see Reuse.
 func (x *Exchange) Key() CarrierKey {
 	k := CarrierKey{route: x.f.via, target: x.f.Target}
-	if x.f.via.keep {
+	if x.f.via.proxy != 0 || x.f.appTunnel().IsValid() {
+		k.source, k.peer = x.f.Source, x.f.Peer
+	} else if x.f.via.keep {
 		k.source = netip.AddrPortFrom(x.f.Source.Addr(), 0)
 	}
 	return k

@@ -292,6 +292,10 @@ type RouteConfig struct {
 	// HTTP narrows the route to requests of HTTP that it says, and says what is done with them. A route with it takes no
 	// other flows. Only where the gateway has requests in the clear, as on `ingress` listeners.
 	HTTP *RouteHTTPConfig `yaml:"http"`
+	// ProxyProtocol has the connection to the destination begin with a header of the PROXY protocol, `v1` or `v2`: where the flow
+	// comes from, and where it wanted to go. Of version 2 it has the peer's SPIFFE ID as well (type 0xD0), and a name that the flow
+	// wanted to go to (type 0x02). Where the flow comes from no address, the header says so (LOCAL, UNKNOWN). Only for TCP.
+	ProxyProtocol string `yaml:"proxyProtocol"`
 	// Via is the chain of hops, nearest first: names from Hops, or `host:port`. Empty: this
 	// gateway connects to the destination itself.
 	Via []string `yaml:"via"`

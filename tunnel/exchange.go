@@ -35,7 +35,6 @@ func (g *Gateway) CarryExchange(ctx context.Context, f *Flow, a Exchanged) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	f.taken, f.cancel = true, cancel // so that it can be cut
-	f.introduce()
 	x := &Exchange{f: f, ctx: ctx, gone: ctx.Done, waits: contextQuit{ctx}}
 	err := g.enter(f, x.gone)
 	if err == nil {
@@ -56,9 +55,12 @@ func (g *Gateway) CarryExchange(ctx context.Context, f *Flow, a Exchanged) {
 	g.record(f, err)
 }
 
-// introduce takes over what came with the request.
+// introduce takes over what came with the flow for policy.
 func (f *Flow) introduce() {
 	r := f.Request
+	if r.HTTP == nil && r.SNI == "" && !r.Remote.IsValid() {
+		return
+	}
 	s := f.show()
 	s.http, s.sni, s.remote = r.HTTP, r.SNI, r.Remote
 }

@@ -14,6 +14,8 @@ func (g *Gateway) open(f *Flow, gone func() <-chan struct{}, early *Early) (Conn
 	var end Conn
 	var err error
 	switch {
+	case f.via.proxy != 0 && f.UDP:
+		err = &Error{Cause: CauseConfiguration, Reason: "a route with proxyProtocol carries no datagrams; they need a route of their own before it"}
 	case f.via.tls != nil && f.UDP:
 		err = &Error{Cause: CauseConfiguration, Reason: "a route with tls carries no datagrams; they need a route of their own before it"}
 	case !f.via.direct() && f.Target.Socket != "":
@@ -28,6 +30,9 @@ func (g *Gateway) open(f *Flow, gone func() <-chan struct{}, early *Early) (Conn
 		end, err = g.openAppTunnel(ctx, f)
 	default:
 		end, err = g.openDirect(ctx, f)
+	}
+	if err == nil && f.via.proxy != 0 {
+		end, err = f.tellProxy(ctx, end)
 	}
 	if err == nil && f.via.tls != nil {
 		end, err = g.addTLS(ctx, f, end)

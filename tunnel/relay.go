@@ -53,6 +53,7 @@ func (g *Gateway) Carry(f *Flow, a Accepted) {
 // enter enters a flow into the books and finds out whether it may pass.
 func (g *Gateway) enter(f *Flow, gone func() <-chan struct{}) error {
 	g.begin(f)
+	f.introduce()
 	err := g.decide(f)
 	if err == nil && !f.resolves() { // else openDirect asks, when there are addresses
 		err = g.askBefore(f, gone)
@@ -80,6 +81,8 @@ func (g *Gateway) decide(f *Flow) error {
 	if found := p.routeOf(l, f); found != nil {
 		f.via, f.named = found.route, found.match.names()
 		f.lead()
+	} else if f.Request.HTTP != nil && f.Peer.IsZero() {
+		return l.unrouted(f) // 404 is what says so to a client; policy would ask who it is, and it is nobody
 	}
 	g.showToken(f)
 	if err := g.authorize(f); err != nil {

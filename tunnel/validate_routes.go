@@ -82,6 +82,9 @@ func (v *validator) route(i int, listeners []string) {
 	}
 	v.entries(at, r)
 	v.checkHTTP(at, r)
+	if r.ProxyProtocol != "" && proxyVersions[r.ProxyProtocol] == 0 {
+		v.note(at+".proxyProtocol", "proxyProtocol is %q; it should be v1 or v2, or left out", r.ProxyProtocol)
+	}
 	v.hops(at, r.Via)
 }
 

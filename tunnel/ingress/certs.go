@@ -17,7 +17,7 @@ import (
 )
 
 // lookEvery is how long certificate files are believed to be as they were.
-const lookEvery = 5 * time.Second
+const lookEvery = time.Second
 
 // certFile is a certificate in files, which are read again when they have changed. It may be used concurrently.
 type certFile struct {

@@ -80,21 +80,14 @@ func (g *guard) CloseWrite() error {
 	return nil
 }
 
-// How long, and for how many bytes, a client is read on whose request was refused: a socket that is closed with unread bytes is
-// reset, and the answer would be lost.
-const (
-	farewellTimeout = time.Second
-	farewellBytes   = 256 << 10
-)
-
 // Close closes the connection, so that the client sees the end of the answer, or that there is none.
 func (g *guard) Close() error {
 	switch {
 	case g.broken.Load():
 		tunnel.NewConn(g.Conn).Reset(nil)
 		return nil
-	case g.lingers.Load() && g.CloseWrite() == nil && g.Conn.SetReadDeadline(time.Now().Add(farewellTimeout)) == nil:
-		_, _ = io.CopyN(io.Discard, g.Conn, farewellBytes) // whatever ends it
+	case g.lingers.Load():
+		farewell(g.Conn)
 	}
 	return g.Conn.Close()
 }

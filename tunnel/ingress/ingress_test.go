@@ -169,3 +169,10 @@ func TestRequests(t *testing.T) {
 func identify(cs *tls.ConnectionState, _ netip.Addr) (spiffe.ID, error) {
 	return spiffe.FromCertificate(cs.PeerCertificates[0])
 }
+
+// dialled returns c to who dials.
+func dialled(c net.Conn) func(context.Context, string, string) (net.Conn, error) {
+	return func(context.Context, string, string) (net.Conn, error) { return c, nil }
+}
+
+func tcpAddr(text string) net.Addr { return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(text)) }

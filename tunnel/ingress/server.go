@@ -200,7 +200,7 @@ func (s *Server) Serve(nc net.Conn, done func()) {
 	if within(s.proxies, c.source.Addr()) {
 		var err error
 		if ahead, err = c.readProxy(nc); err != nil {
-			c.refuse(nc, &tunnel.Error{Cause: tunnel.CauseMalformed, Reason: "a connection from " + c.source.String() + " does not begin with the PROXY protocol", Err: err})
+			c.refuse(nc, &tunnel.Error{Cause: tunnel.CauseMalformed, Reason: "a connection from " + c.source.String() + " does not begin with the PROXY protocol", Err: err}, false)
 			return
 		}
 	}
@@ -219,7 +219,7 @@ func (s *Server) Serve(nc net.Conn, done func()) {
 		_ = nc.Close()
 		done()
 	default:
-		c.refuse(nc, &tunnel.Error{Cause: tunnel.CauseMalformed, Reason: "the first bytes are of none of the protocols that the listener takes: " + strings.Join(s.protocols, ", ")})
+		c.refuse(nc, &tunnel.Error{Cause: tunnel.CauseMalformed, Reason: "the first bytes are of none of the protocols that the listener takes: " + strings.Join(s.protocols, ", ")}, false)
 	}
 }
 

@@ -196,7 +196,7 @@ func (c *conn) serveTLS(nc net.Conn, ahead []byte) {
 		var name string
 		var err error
 		if ahead, name, err = readHello(nc, ahead); err != nil {
-			c.refuse(nc, &tunnel.Error{Cause: tunnel.CauseMalformed, Reason: "the client's TLS cannot be read", Err: err})
+			c.refuse(nc, &tunnel.Error{Cause: tunnel.CauseMalformed, Reason: "the client's TLS cannot be read", Err: err}, false)
 			return
 		}
 		if c.s.passes(name) {
@@ -208,7 +208,7 @@ func (c *conn) serveTLS(nc net.Conn, ahead []byte) {
 	}
 	if c.s.tls == nil {
 		_, _ = nc.Write(alertUnrecognizedName) // the client may be gone
-		c.refuse(nc, &tunnel.Error{Cause: tunnel.CauseMisdirected, Reason: "TLS of that server name is not passed on here, and there is no certificate to end it with"})
+		c.refuse(nc, &tunnel.Error{Cause: tunnel.CauseMisdirected, Reason: "TLS of that server name is not passed on here, and there is no certificate to end it with"}, true)
 		return
 	}
 	under := nc
@@ -234,7 +234,7 @@ func (c *conn) serveTLS(nc net.Conn, ahead []byte) {
 		if tunnel.CauseOf(err) == tunnel.CauseTimeout {
 			cause = tunnel.CauseSlow
 		}
-		c.refuse(nc, &tunnel.Error{Cause: cause, Reason: "TLS handshake with server name " + fmt.Sprintf("%.100q", cs.ServerName), Err: err})
+		c.refuse(nc, &tunnel.Error{Cause: cause, Reason: "TLS handshake with server name " + fmt.Sprintf("%.100q", cs.ServerName), Err: err}, true)
 		return
 	}
 	c.covered.leaf, c.covered.sni = c.s.tls.leaf(cs.ServerName), strings.ToLower(strings.TrimSuffix(cs.ServerName, "."))
