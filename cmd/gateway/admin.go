@@ -22,7 +22,7 @@ import (
 // AdminConfig is the address where operators and probes look at the gateway. It needs no
 // authentication, so it stays on loopback.
 type AdminConfig struct {
-	// Address to serve /healthz, /readyz, /metrics, /flows and /debug/pprof on, such as
+	// Address to serve /healthz, /readyz, /metrics, /flows, /agents, /endpoints and /debug/pprof on, such as
 	// `127.0.0.1:15000`. Default: none.
 	Address string `yaml:"address"`
 	// Open lets Address be one that other hosts reach. Whoever reaches it sees all flows and can take
@@ -57,7 +57,7 @@ type admin struct {
 
 // newAdmin makes the server; serve starts it. flows returns up to limit live flows, to be
 // rendered as JSON.
-func newAdmin(metrics prometheus.Gatherer, flows, agents func(limit int) any, log *slog.Logger) *admin {
+func newAdmin(metrics prometheus.Gatherer, flows, agents, endpoints func(limit int) any, log *slog.Logger) *admin {
 	a := &admin{}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", a.index)
@@ -66,6 +66,7 @@ func newAdmin(metrics prometheus.Gatherer, flows, agents func(limit int) any, lo
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}))
 	mux.HandleFunc("GET /flows", func(w http.ResponseWriter, r *http.Request) { showList(w, r, flows) })
 	mux.HandleFunc("GET /agents", func(w http.ResponseWriter, r *http.Request) { showList(w, r, agents) })
+	mux.HandleFunc("GET /endpoints", func(w http.ResponseWriter, r *http.Request) { showList(w, r, endpoints) })
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
@@ -127,7 +128,7 @@ func (a *admin) close(ctx context.Context) {
 
 func (a *admin) index(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprintln(w, "Culvert gateway "+buildVersion().Version)
-	for _, path := range []string{"/healthz", "/readyz", "/metrics", "/flows", "/agents", "/debug/pprof/"} {
+	for _, path := range []string{"/healthz", "/readyz", "/metrics", "/flows", "/agents", "/endpoints", "/debug/pprof/"} {
 		fmt.Fprintln(w, path)
 	}
 }

@@ -46,7 +46,7 @@ admin: {address: "%s"}
 		for _, tt := range []struct{ path, want string }{
 			{"/healthz", "ok"},
 			{"/readyz", "ready"},
-			{"/flows", "["}, {"/agents", "["},
+			{"/flows", "["}, {"/agents", "["}, {"/endpoints", "["},
 			{"/metrics", "\nculvert_accept_errors_total "},
 		} {
 			if text, err := r.get(tt.path); err != nil || !strings.Contains(text, tt.want) {

@@ -16,7 +16,7 @@ func startAdmin(t *testing.T) (*admin, string) {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	list := func(limit int) any { return make([]int, limit) }
-	a := newAdmin(prometheus.NewRegistry(), list, list, log)
+	a := newAdmin(prometheus.NewRegistry(), list, list, list, log)
 	ln := listenLoopback(t)
 	a.serve(ln, log)
 	t.Cleanup(func() { a.close(t.Context()) })

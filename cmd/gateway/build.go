@@ -214,7 +214,8 @@ func (b *parts) serveAdmin() {
 	}
 	if b.admin == nil {
 		metrics := newMetrics(b.tunnel.Stats, b)
-		b.admin = newAdmin(metrics, b.flows, b.agents, b.log.Logger)
+		metrics.MustRegister(newEndpointMetrics(b.tunnel.Endpoints))
+		b.admin = newAdmin(metrics, b.flows, b.agents, b.endpoints, b.log.Logger)
 		b.admin.expired = b.identity.expired
 	}
 	b.admin.serve(b.adminAt, b.log.Logger)
@@ -236,6 +237,12 @@ func (b *parts) agents(limit int) any {
 		list = []tunnel.AgentInfo{} // a list in JSON too
 	}
 	return list
+}
+
+// endpoints is what /endpoints shows: services and hops, each with its endpoints.
+func (b *parts) endpoints(limit int) any {
+	list := b.tunnel.Endpoints()
+	return list[:min(len(list), limit)]
 }
 
 // reserved are the addresses of this process that are no listener's.
