@@ -49,8 +49,11 @@ func (t *Table) Markdown() string {
 	for _, r := range t.Rows {
 		fmt.Fprintf(&b, "| %s | %s |\n", r.What, Figure(r.Value))
 	}
+	if len(t.Rows) > 0 && len(t.Goals) > 0 {
+		b.WriteString("\n")
+	}
 	if len(t.Goals) > 0 {
-		b.WriteString("\n| goal | to reach | reached | |\n|---|---|---|---|\n")
+		b.WriteString("| goal | to reach | reached | |\n|---|---|---|---|\n")
 	}
 	for i := range t.Goals {
 		b.WriteString(t.Goals[i].row())
