@@ -12,6 +12,8 @@
 //	open_direct.go     resolve once, guard, dial the address that was checked
 //	open_connect.go    a tunnel at the next hop, through the chain of the route
 //	open_reverse.go    a tunnel at an agent, on the connection that it has dialled (reverse.go, registry.go; the agent: agent.go)
+//	service.go         an endpoint of the service that it names, and another one when that fails
+//	balance.go         the same for a hop with several endpoints; tunnel/endpoint picks
 //	pool.go            one of the connections to that hop, or a new one
 //	transport_h2.go    CONNECT over TLS and HTTP/2 (HBONE)
 //

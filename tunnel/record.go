@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"culvert/pki/spiffe"
-	"culvert/tunnel/endpoint"
 )
 
 // begin enters a flow into the books, with the plan that decides it.
@@ -47,9 +46,6 @@ func (g *Gateway) admit(f *Flow) error {
 func (g *Gateway) record(f *Flow, err error) {
 	g.flows.remove(f)
 	f.leaveLimits()
-	if f.lease != nil {
-		f.lease.Done(endpoint.Served, nil) // where no stream has given it back
-	}
 	for _, pair := range f.entered {
 		g.loops.leave(pair)
 	}

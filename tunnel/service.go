@@ -404,14 +404,14 @@ func (g *Gateway) probeService(ctx context.Context, s *service, e *endpoint.Endp
 
 // endLease tells the endpoint that the flow is over, and whether it has broken it off at once.
 func (f *Flow) endLease(cause Cause) {
-	if f.lease == nil || f.service() == nil {
-		return // the stream to a hop does
+	if f.lease == nil {
+		return
 	}
-	if (cause == CauseDestinationBroke || f.marked(markHungUp)) && f.in.carried()+f.out.carried() == 0 && time.Since(f.started) < brokeSoon {
+	if f.service() != nil && (cause == CauseDestinationBroke || f.marked(markHungUp)) && f.in.carried()+f.out.carried() == 0 && time.Since(f.started) < brokeSoon {
 		f.lease.Done(endpoint.Broke, errors.New("it has accepted a connection and broken it off"))
 		return
 	}
-	f.lease.Done(endpoint.Served, nil)
+	f.lease.Done(endpoint.Served, nil) // where no stream has given it back
 }
 
 // endpointAt is the address and port of the endpoint that the flow went to; not valid where there is none.

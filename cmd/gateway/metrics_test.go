@@ -37,7 +37,7 @@ func TestMetricNames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	withoutUnit := []string{"culvert_active_flows", "culvert_connections", "culvert_transports", "culvert_limit_waiting", "culvert_limit_counts", "culvert_build_info", "culvert_asks_in_flight"}
+	withoutUnit := []string{"culvert_agents", "culvert_active_flows", "culvert_connections", "culvert_transports", "culvert_limit_waiting", "culvert_limit_counts", "culvert_build_info", "culvert_asks_in_flight"}
 	labels := []string{"cause", "rule", "result", "authorizer", "version", "revision", "goversion"}
 	values := map[string]float64{}
 	for _, f := range families {
