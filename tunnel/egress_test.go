@@ -11,7 +11,7 @@ import (
 	"culvert/tunnel/tunneltest"
 )
 
-// guardedAddrs has an address of every kind that an egress reaches only where somebody has named it (SECURITY.md, section 2):
+// guardedAddrs has an address of every kind that an egress reaches only where somebody has named it:
 // loopback, private, shared, link-local, metadata, special ones, and IPv4 addresses in each form of IPv6 that hides them.
 func guardedAddrs() []string {
 	return []string{
