@@ -290,12 +290,17 @@ type RouteConfig struct {
 	// what is dialled; of a request of HTTP it is also told the host that it names.
 	To string `yaml:"to"`
 	// HTTP narrows the route to requests of HTTP that it says, and says what is done with them. A route with it takes no
-	// other flows. Only where the gateway has requests in the clear, as on `ingress` listeners.
+	// other flows. Only where the gateway has requests in the clear: on `ingress` listeners, and by Inspect.
 	HTTP *RouteHTTPConfig `yaml:"http"`
 	// ProxyProtocol has the connection to the destination begin with a header of the PROXY protocol, `v1` or `v2`: where the flow
 	// comes from, and where it wanted to go. Of version 2 it has the peer's SPIFFE ID as well (type 0xD0), and a name that the flow
 	// wanted to go to (type 0x02). Where the flow comes from no address, the header says so (LOCAL, UNKNOWN). Only for TCP.
 	ProxyProtocol string `yaml:"proxyProtocol"`
+	// Inspect is `http` where the gateway looks into the flows: each request of HTTP/1.1 or HTTP/2 in them, in the clear, is a flow of
+	// its own, for which policy is asked with its method, path and fields, and which takes the first route of the listener for its
+	// destination whose HTTP fits. Bytes that are no HTTP are refused. HTTP of this route does not matter for the flow itself, and
+	// policy is asked about the requests only. Not on `ingress` listeners, where it is so anyway.
+	Inspect string `yaml:"inspect"`
 	// Via is the chain of hops, nearest first: names from Hops, or `host:port`. Empty: this
 	// gateway connects to the destination itself.
 	Via []string `yaml:"via"`
@@ -325,6 +330,9 @@ const (
 	expiryDrain = "drain"
 	expiryEnd   = "end"
 )
+
+// inspectHTTP is the value of RouteConfig.Inspect.
+const inspectHTTP = "http"
 
 // Values of RouteConfig.From, RouteConfig.Source and RouteConfig.Inner.
 const (

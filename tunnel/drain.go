@@ -45,6 +45,9 @@ func (g *Gateway) Drain(ctx context.Context) error {
 	}
 	g.mu.Unlock()
 	g.accepting.Wait() // what they have accepted counts as a connection now
+	if g.inspector != nil {
+		g.inspector.Close()
+	}
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -101,6 +104,9 @@ func (g *Gateway) Close() {
 		l.close()
 	}
 	g.mu.Unlock()
+	if g.inspector != nil {
+		g.inspector.Close()
+	}
 	idle, servers := g.waitIdle()
 	g.end()
 	g.cutAll(errCutByClose)

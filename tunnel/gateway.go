@@ -88,6 +88,8 @@ type Env struct {
 	// Servers make what serves the connections of listener kinds whose flows are found in them, by kind. g is the gateway that
 	// carries the flows.
 	Servers map[string]func(g *Gateway, c *ListenerConfig) (Server, error)
+	// Inspector makes what looks into flows, for g. nil: nobody does, and flows of routes with Inspect are refused.
+	Inspector func(g *Gateway) (Inspector, error)
 	// Transports connect to hops in other ways than TransportH2, by name.
 	Transports map[string]TransportDialer
 	// DNS returns what answers on a dns listener. Required with one.
@@ -141,15 +143,16 @@ type Server interface {
 // transports to hops. New makes it, Start opens its listeners, Drain and Close end it.
 type Gateway struct {
 	// immutable after New
-	env   Env
-	carry func(*Flow, Accepted) // Carry, or what a Listener does instead
-	first *Config               // for Start
-	pool  *pool
-	via   string          // this gateway in via
-	base  context.Context // ended by Close
-	end   context.CancelFunc
-	grace context.Context // ended by Close, and when the time for draining is over
-	over  context.CancelFunc
+	env       Env
+	inspector Inspector             // nil: there is none
+	carry     func(*Flow, Accepted) // Carry, or what a Listener does instead
+	first     *Config               // for Start
+	pool      *pool
+	via       string          // this gateway in via
+	base      context.Context // ended by Close
+	end       context.CancelFunc
+	grace     context.Context // ended by Close, and when the time for draining is over
+	over      context.CancelFunc
 
 	plan     atomic.Pointer[plan]
 	lastID   atomic.Uint64
@@ -210,6 +213,11 @@ func New(cfg *Config, env Env) (*Gateway, error) {
 		return nil, err
 	}
 	g.carry = g.Carry
+	if env.Inspector != nil {
+		if g.inspector, err = env.Inspector(g); err != nil {
+			return nil, err
+		}
+	}
 	g.limits.init()
 	g.plan.Store(p)
 	g.base, g.end = context.WithCancel(context.Background())

@@ -217,6 +217,7 @@ func (p *plan) newRoute(name string, c *Config, rc *RouteConfig) (*route, error)
 	if source, err := netip.ParseAddr(rc.Source); err == nil {
 		r.source = source.Unmap()
 	}
+	r.inspect = rc.Inspect == inspectHTTP
 	r.sentBy, r.proxy = rc.IstioSource, proxyVersions[rc.ProxyProtocol]
 	var err error
 	if r.http, err = newHTTPMatch(rc.HTTP); err != nil {

@@ -29,6 +29,10 @@ type Accepted interface {
 // than waiting, or none at all. Flow.Ended tells when it is over.
 func (g *Gateway) Carry(f *Flow, a Accepted) {
 	err := g.enter(f, a.Gone)
+	if err == nil && f.inspects() {
+		g.inspect(f, a)
+		return
+	}
 	var opened Conn
 	early := earlyOf(f, a)
 	if err == nil {
@@ -55,7 +59,7 @@ func (g *Gateway) enter(f *Flow, gone func() <-chan struct{}) error {
 	g.begin(f)
 	f.introduce()
 	err := g.decide(f)
-	if err == nil && !f.resolves() { // else openDirect asks, when there are addresses
+	if err == nil && !f.resolves() && !f.inspects() { // else openDirect asks, when there are addresses
 		err = g.askBefore(f, gone)
 	}
 	return err
@@ -80,6 +84,9 @@ func (g *Gateway) decide(f *Flow) error {
 	f.local = p.isLocal(f.Target, f.Request.Dialled)
 	if found := p.routeOf(l, f); found != nil {
 		f.via, f.named = found.route, found.match.names()
+		if f.inspects() {
+			return nil // policy is asked about what is found in it
+		}
 		f.lead()
 	} else if f.Request.HTTP != nil && f.Peer.IsZero() {
 		return l.unrouted(f) // 404 is what says so to a client; policy would ask who it is, and it is nobody

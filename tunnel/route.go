@@ -30,6 +30,7 @@ type route struct {
 	chain    *chain         // nil, and agents is not set: this gateway connects to the destination itself
 	guard    *policy.Egress // opens what a direct route names; nil where it names nothing
 	http     *httpMatch     // the requests that it takes; nil: every flow
+	inspect  bool           // its flows are looked into
 	proxy    byte           // the version of the PROXY protocol that the destination is told of a flow by; 0: it is not
 	to       Target         // where its flows go; zero: where they want to
 }

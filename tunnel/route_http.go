@@ -50,6 +50,12 @@ func newHTTPMatch(c *RouteHTTPConfig) (*httpMatch, error) {
 	return h, nil
 }
 
+// takesRequest reports whether r takes a request; nil is a flow that is none, of which only the requests in it matter where r has them
+// looked for.
+func (r *route) takesRequest(h *policy.HTTP) bool {
+	return h == nil && r.inspect || r.http.takes(h)
+}
+
 // takes reports whether a request is one that h is about; the index has found the route by the path or the prefix, if it has
 // one. r is nil for a flow that is no request.
 func (h *httpMatch) takes(r *policy.HTTP) bool {

@@ -22,6 +22,7 @@ type routeIndex struct {
 // bucket has the routes for one host, in their order.
 type bucket struct {
 	plain    []indexed // that no path leads to
+	looked   []indexed // whose flows are looked into, of those that a path leads to
 	exact    map[string][]indexed
 	prefixes map[string][]indexed // by the prefix without a slash at its end
 	longest  int                  // of prefixes
@@ -75,6 +76,9 @@ func bucketIn[K comparable](m map[K]*bucket, key K) *bucket {
 
 func (b *bucket) add(e indexed) {
 	h := e.route.http
+	if e.route.inspect && h != nil && h.path+h.prefix != "" {
+		b.looked = append(b.looked, e)
+	}
 	switch {
 	case h == nil || h.path == "" && h.prefix == "":
 		b.plain = append(b.plain, e)
@@ -134,6 +138,7 @@ func (s *seeker) in(b *bucket) {
 	}
 	s.among(b.plain)
 	if s.http == nil {
+		s.among(b.looked)
 		return
 	}
 	path := s.http.Path
@@ -158,7 +163,7 @@ func (s *seeker) among(list []indexed) {
 		if s.best != nil && e.order > s.best.order {
 			return
 		}
-		if e.match.port != 0 && e.match.port != s.port || !e.route.takesPort(s.port) || !e.route.fits(s.sentBy) || !e.route.http.takes(s.http) {
+		if e.match.port != 0 && e.match.port != s.port || !e.route.takesPort(s.port) || !e.route.fits(s.sentBy) || !e.route.takesRequest(s.http) {
 			continue
 		}
 		s.best = e

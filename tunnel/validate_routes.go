@@ -82,6 +82,9 @@ func (v *validator) route(i int, listeners []string) {
 	}
 	v.entries(at, r)
 	v.checkHTTP(at, r)
+	if r.Inspect != "" && r.Inspect != inspectHTTP {
+		v.note(at+".inspect", "inspect is %q; it should be http, or left out", r.Inspect)
+	}
 	if r.ProxyProtocol != "" && proxyVersions[r.ProxyProtocol] == 0 {
 		v.note(at+".proxyProtocol", "proxyProtocol is %q; it should be v1 or v2, or left out", r.ProxyProtocol)
 	}

@@ -133,16 +133,17 @@ func (b *parts) env() tunnel.Env {
 		Bearer: bearer.Env{Sign: b.identity.sign, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			return b.tunnel.DialOwn(ctx, network, addr)
 		}},
-		Servers: map[string]func(*tunnel.Gateway, *tunnel.ListenerConfig) (tunnel.Server, error){tunnel.KindIngress: b.newIngress()},
+		Servers:   map[string]func(*tunnel.Gateway, *tunnel.ListenerConfig) (tunnel.Server, error){tunnel.KindIngress: ingress.New(b.ingressEnv())},
+		Inspector: ingress.NewInspector(b.ingressEnv()),
 	}
 }
 
-// newIngress makes what serves clients that are no gateways.
-func (b *parts) newIngress() func(*tunnel.Gateway, *tunnel.ListenerConfig) (tunnel.Server, error) {
-	return ingress.New(ingress.Env{
+// ingressEnv is what serves requests gets of the parts around it.
+func (b *parts) ingressEnv() ingress.Env {
+	return ingress.Env{
 		Log: b.log.Logger, MeshTLS: b.identity.serverTLS, Identify: b.identity.identify, Issuer: &b.acme,
 		H2: h2.Config{Logger: b.log.Logger}, Budget: b.budget,
-	})
+	}
 }
 
 // dialOwn connects to what the process itself needs.

@@ -50,7 +50,7 @@ type exchange struct {
 func (q *exchange) serve(way string, fault error) {
 	c, r := q.c, q.r
 	f := &q.flow
-	f.Listener, f.Way, f.Source, f.Peer, f.Request = c.s.name, way, c.source, c.peer, &q.request
+	f.Listener, f.Way, f.Source, f.Peer, f.Request = c.name, way, c.source, c.peer, &q.request
 	q.request.Dialled, q.request.HTTP = c.local.Addr(), &q.http
 	q.http.Method = r.Method
 	if c.tls != nil {
@@ -84,6 +84,9 @@ func (q *exchange) read(f *tunnel.Flow) error {
 	target, host, err := authority(r, c.tls != nil)
 	if err != nil {
 		return err
+	}
+	if c.target != (tunnel.Target{}) {
+		target = c.target
 	}
 	f.Target, q.http.Host = target, host
 	if q.http.Path, err = tunnel.DecisionPath(r.URL.Path); err != nil {

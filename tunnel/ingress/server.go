@@ -169,6 +169,37 @@ type connKey struct{}
 
 func connOf(ctx context.Context) *conn { return ctx.Value(connKey{}).(*conn) }
 
+// NewInspector makes what looks into flows, for tunnel.Env.Inspector. Limits and timeouts are the defaults of listeners.
+func NewInspector(env Env) func(g *tunnel.Gateway) (tunnel.Inspector, error) {
+	if env.Log == nil {
+		env.Log = slog.New(slog.DiscardHandler)
+	}
+	return func(g *tunnel.Gateway) (tunnel.Inspector, error) {
+		s, err := newServer(env, g, &tunnel.ListenerConfig{})
+		if err != nil {
+			return nil, err
+		}
+		return s, nil
+	}
+}
+
+// Inspect serves the requests in a flow.
+func (s *Server) Inspect(in *tunnel.Inspected, done func()) {
+	c := &conn{s: s, name: in.Listener, done: done, source: in.Source, local: netip.AddrPortFrom(in.Dialled, 0), trusted: in.Trusted, peer: in.Peer, target: in.Target}
+	go func() { // ends with the connection, which the flow's end closes; done tells who waits for that
+		ahead, what := s.sniff(in.Conn, nil)
+		switch what {
+		case isHTTP2:
+			c.serveHTTP2(&prefixed{in.Conn, ahead})
+		case isNothing:
+			_ = in.Conn.Close()
+			done()
+		default: // the guard refuses what is none
+			c.startHTTP1(in.Conn, ahead)
+		}
+	}()
+}
+
 // Close has connections end when nothing is under way on them.
 func (s *Server) Close() {
 	s.http1.SetKeepAlivesEnabled(false)
@@ -195,7 +226,7 @@ func (s *Server) drain(c *h2.Conn) {
 
 // Serve finds out what a connection speaks and serves it.
 func (s *Server) Serve(nc net.Conn, done func()) {
-	c := &conn{s: s, done: done, source: addrPort(nc.RemoteAddr()), local: addrPort(nc.LocalAddr())}
+	c := &conn{s: s, name: s.name, done: done, source: addrPort(nc.RemoteAddr()), local: addrPort(nc.LocalAddr())}
 	var ahead []byte
 	if within(s.proxies, c.source.Addr()) {
 		var err error
@@ -226,7 +257,9 @@ func (s *Server) Serve(nc net.Conn, done func()) {
 // conn is a connection of a client.
 type conn struct {
 	s             *Server
+	name          string // of the listener
 	done          func()
+	target        tunnel.Target // where all requests go, of a flow that is looked into; zero: where each says
 	source, local netip.AddrPort
 	trusted       bool // what it says of others is believed
 	tls           *tls.ConnectionState
