@@ -2,21 +2,39 @@ package tunnel
 
 import (
 	"net/netip"
+	"slices"
 
 	"culvert/pki/spiffe"
+	"culvert/tunnel/endpoint"
 )
 
 // CarrierKey is what has to be the same for a carrier to serve two exchanges. Keys are comparable.
 type CarrierKey struct {
-	route  *route // with it the chain, and TLS
-	target Target
-	source netip.AddrPort // where the destination sees it
-	peer   spiffe.ID      // the same
+	route    *route // with it the chain, and TLS
+	target   Target
+	endpoint string         // of a service
+	source   netip.AddrPort // where the destination sees it
+	peer     spiffe.ID      // the same
 }
+
+// Picks reports whether the destination of x is a service, of which an endpoint is picked for each exchange. Then Open finds a carrier
+// that was kept, and Key is known after it.
+func (x *Exchange) Picks() bool { return x.f.service() != nil }
 
 // Key is what a carrier has to have that serves x. Policy is asked besides, see Reuse.
 func (x *Exchange) Key() CarrierKey {
+	if x.f.lease != nil && x.Picks() {
+		return x.keyAt(x.f.lease.Endpoint())
+	}
+	return x.keyAt(nil)
+}
+
+// keyAt is the key at an endpoint, nil for none.
+func (x *Exchange) keyAt(e *endpoint.Endpoint) CarrierKey {
 	k := CarrierKey{route: x.f.via, target: x.f.Target}
+	if e != nil {
+		k.endpoint = e.Key()
+	}
 	if x.f.via.proxy != 0 || x.f.appTunnel().IsValid() {
 		k.source, k.peer = x.f.Source, x.f.Peer
 	} else if x.f.via.keep {
@@ -33,17 +51,49 @@ type Carrier struct {
 	entered []addrPair
 }
 
-// Open connects to the destination of x, by its route. The connection may serve others after it, see Reuse.
-func (x *Exchange) Open() (*Carrier, error) {
+// Open connects to the destination of x, by its route. The connection may serve others after it, see Reuse. Where an endpoint is
+// picked (Picks), take is asked for a carrier that was kept for it and may return nil. After failed, the error of what was opened
+// before, another endpoint is picked, if there is one.
+func (x *Exchange) Open(take func(CarrierKey) *Carrier, failed error) (*Carrier, error) {
 	f := x.f
+	if f.lease != nil && x.Picks() {
+		if failed != nil {
+			f.lease.Done(endpoint.Failed, failed)
+			x.tried = append(x.tried, f.lease)
+		} else {
+			f.lease.Done(endpoint.Served, nil)
+		}
+		f.lease = nil
+	}
+	x.take = take
 	end, err := f.g.open(f, x.gone, nil)
+	x.take = nil
 	if err != nil {
 		return nil, err
 	}
-	c := &Carrier{Conn: end, g: f.g, addr: addrPort(end.RemoteAddr()), entered: f.entered}
-	f.entered = nil // they live as long as the carrier
+	c, ok := end.(*Carrier)
+	if !ok {
+		c = &Carrier{Conn: end, g: f.g, addr: addrPort(end.RemoteAddr()), entered: f.entered}
+		f.entered = nil // they live as long as the carrier
+	}
 	x.stands(c)
 	return c, nil
+}
+
+// kept is a carrier that was kept for the endpoint that the flow goes to, nil for none.
+func (f *Flow) kept(e *endpoint.Endpoint) *Carrier {
+	if f.x == nil || f.x.take == nil {
+		return nil
+	}
+	return f.x.take(f.x.keyAt(e))
+}
+
+// exchangeTried are the leases of endpoints at which the exchange has failed.
+func (f *Flow) exchangeTried() []*endpoint.Lease {
+	if f.x == nil {
+		return nil
+	}
+	return slices.Clip(f.x.tried)
 }
 
 // stands notes that x goes by c.

@@ -7,6 +7,7 @@ import (
 	"net/http"
 
 	"culvert/policy"
+	"culvert/tunnel/endpoint"
 )
 
 // Exchanged is the accepted side of a flow that is one request of HTTP and its answer.
@@ -26,6 +27,8 @@ type Exchange struct {
 	gone    func() <-chan struct{}
 	waits   contextQuit
 	opened  bool // a carrier was open
+	tried   []*endpoint.Lease
+	take    func(CarrierKey) *Carrier // while it is opened
 	relayed bool
 }
 
@@ -36,6 +39,7 @@ func (g *Gateway) CarryExchange(ctx context.Context, f *Flow, a Exchanged) {
 	defer cancel()
 	f.taken, f.cancel = true, cancel // so that it can be cut
 	x := &Exchange{f: f, ctx: ctx, gone: ctx.Done, waits: contextQuit{ctx}}
+	f.x = x
 	err := g.enter(f, x.gone)
 	if err == nil {
 		err = a.Forward(x)

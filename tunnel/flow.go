@@ -52,6 +52,7 @@ type Flow struct {
 	rule    string          // what let it pass, or refused it
 	trace   traceID         // of the request that it came with or, guarded by mu as that is set late, that it went on with
 	times   timing          // where the time went until then
+	x       *Exchange       // nil: it is none
 	lease   *endpoint.Lease // of the endpoint that it goes to; nil: it was not one of several
 	entered []addrPair      // in the books of loops; nil unless this gateway captures
 

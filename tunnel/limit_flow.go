@@ -52,6 +52,9 @@ func (g *Gateway) oblige(f *Flow) error {
 		return nil
 	}
 	f.Request.due = nil
+	if f.limits.Load() != nil {
+		return nil // an exchange that is tried again
+	}
 	if u.audit {
 		f.marks.Or(markAudit)
 	}

@@ -31,6 +31,9 @@ func (g *Gateway) open(f *Flow, gone func() <-chan struct{}, early *Early) (Conn
 	default:
 		end, err = g.openDirect(ctx, f)
 	}
+	if c, ok := end.(*Carrier); ok && err == nil {
+		return c, nil // it was opened before
+	}
 	if err == nil && f.via.proxy != 0 {
 		end, err = f.tellProxy(ctx, end)
 	}

@@ -103,7 +103,10 @@ func (p *plan) guardServices() {
 
 // guardBy adds what r opens, if it could take flows to s.
 func (s *service) guardBy(r *route) {
-	takes := false
+	takes := r.to.Host == s.name
+	if takes {
+		s.asked = append(s.asked, r.to.Port)
+	}
 	for _, m := range r.matchers {
 		if s.takenBy(m) {
 			takes = true
@@ -227,7 +230,7 @@ func (g *Gateway) openService(ctx context.Context, f *Flow, s *service) (Conn, e
 	if _, ok := s.port(f.Target.Port, nil); !ok {
 		return nil, &Error{Cause: CauseNoEndpoint, Reason: fmt.Sprintf("service %s has no port %d", s.name, f.Target.Port)}
 	}
-	var tried []*endpoint.Lease
+	tried := f.exchangeTried()
 	var last error
 	for {
 		began := time.Now()
@@ -302,6 +305,9 @@ func (g *Gateway) openEndpoint(ctx context.Context, f *Flow, s *service, e *endp
 	}
 	if err := f.authorizeEndpoint(ctx, addrs, again); err != nil {
 		return nil, false, err
+	}
+	if c := f.kept(e); c != nil {
+		return c, false, nil
 	}
 	if e.Tun == endpoint.TunHBONE && f.via.inner == 0 {
 		return g.tunnelEndpoint(ctx, f, s, e, port)

@@ -133,7 +133,7 @@ var verdicts = [numCauses]verdict{
 var requestStatuses = [numCauses]int{
 	CauseNone: 200, CauseInternal: 500, CauseConfiguration: 500, CauseMalformed: 400, CauseNotConnect: 400, CauseNotLocal: 421,
 	CauseNoRoute: 404, CauseDenied: 403, CauseToken: 401, CauseRevoked: 403, CauseExpired: 403, CauseProhibited: 403, CauseLoop: 508, CauseOwnPort: 403,
-	CauseDNSTimeout: 504, CauseTimeout: 504, CauseUnavailable: 503, CauseFull: 503, CauseLimited: 429, CauseDraining: 503,
+	CauseDNSTimeout: 504, CauseTimeout: 504, CauseUnavailable: 503, CauseFull: 503, CauseNoEndpoint: 503, CauseCircuit: 503, CauseLimited: 429, CauseDraining: 503,
 	CauseMisdirected: 421, CauseTooLong: 413, CauseHeadTooLong: 431, CauseSlow: 408, CauseIdle: 504, CauseAge: 504, CauseCut: 503,
 }
 

@@ -43,6 +43,7 @@ type exchange struct {
 	body      requestBody
 	switching bool  // the client asks for another protocol, and what comes next is of that, or nothing
 	refused   bool  // it was answered with no
+	failed    error // why the last try did not
 	err       error // why it did not end well
 }
 

@@ -176,3 +176,5 @@ func dialled(c net.Conn) func(context.Context, string, string) (net.Conn, error)
 }
 
 func tcpAddr(text string) net.Addr { return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(text)) }
+
+func mustAddr(text string) netip.AddrPort { return netip.MustParseAddrPort(text) }

@@ -23,10 +23,14 @@ func (q *exchange) roundTrip(r *http.Request) (*http.Response, error) {
 	if q.speaks2(route) {
 		try = q.try2
 	}
+	var last error
 	for {
 		resp, err := try(r)
 		if err == nil {
 			return resp, nil
+		}
+		if last != nil && tunnel.CauseOf(err) == tunnel.CauseNoEndpoint {
+			return nil, last // which says more
 		}
 		var again *againError
 		if !errors.As(err, &again) || r.Context().Err() != nil {
@@ -34,8 +38,9 @@ func (q *exchange) roundTrip(r *http.Request) (*http.Response, error) {
 		}
 		if !again.stale {
 			left--
+			q.failed = again.err
 		}
-		if left < 0 {
+		if last = again.err; left < 0 {
 			return nil, again.err
 		}
 	}
@@ -68,8 +73,9 @@ func (q *exchange) replayable() bool {
 }
 
 // open connects to the destination. A failure to reach it may be tried again, as nothing was sent.
-func (q *exchange) open() (*tunnel.Carrier, error) {
-	c, err := q.x.Open()
+func (q *exchange) open(take func(tunnel.CarrierKey) *tunnel.Carrier) (*tunnel.Carrier, error) {
+	c, err := q.x.Open(take, q.failed)
+	q.failed = nil
 	if err == nil {
 		return c, nil
 	}

@@ -38,18 +38,9 @@ type trip struct {
 
 // try1 sends the request on a carrier that was kept, or on a new one.
 func (q *exchange) try1(r *http.Request) (*http.Response, error) {
-	key := q.x.Key()
-	c := q.c.s.pool.take(key)
-	if c != nil && q.x.Reuse(c.Carrier) != nil { // not this address; perhaps the name has others now
-		q.c.s.pool.keep(c)
-		c = nil
-	}
-	if c == nil {
-		open, err := q.open()
-		if err != nil {
-			return nil, err
-		}
-		c = newCarrier1(open, key)
+	c, err := q.carrier1()
+	if err != nil {
+		return nil, err
 	}
 	q.obliged(r)
 	t := &trip{q: q, c: c, r: r}
@@ -60,6 +51,34 @@ func (q *exchange) try1(r *http.Request) (*http.Response, error) {
 		return nil, t.verdict(err)
 	}
 	return resp, nil
+}
+
+// carrier1 returns a carrier that was kept, or a new one.
+func (q *exchange) carrier1() (c *carrier1, err error) {
+	pool := q.c.s.pool
+	take := func(key tunnel.CarrierKey) *tunnel.Carrier {
+		if c = pool.take(key); c == nil {
+			return nil
+		}
+		return c.Carrier
+	}
+	if !q.x.Picks() {
+		if c = pool.take(q.x.Key()); c != nil && q.x.Reuse(c.Carrier) == nil {
+			return c, nil
+		}
+		if c != nil { // not this address; perhaps the name has others now
+			pool.keep(c)
+		}
+		take = nil
+	}
+	open, err := q.open(take)
+	switch {
+	case err != nil:
+		return nil, err
+	case take != nil && c != nil && c.Carrier == open:
+		return c, nil
+	}
+	return newCarrier1(open, q.x.Key()), nil
 }
 
 // exchange sends the request and reads the head of the answer.

@@ -11,14 +11,25 @@ import (
 
 // try2 sends the request on a carrier of HTTP/2.
 func (q *exchange) try2(r *http.Request) (*http.Response, error) {
-	pool, key := q.c.s.pool, q.x.Key()
-	c := pool.shared(key, func(c *tunnel.Carrier) bool { return q.x.Reuse(c) == nil })
-	fresh := c == nil
-	if fresh {
-		open, err := q.open()
-		if err != nil {
+	pool := q.c.s.pool
+	var c *carrier2
+	var open *tunnel.Carrier
+	if !q.x.Picks() {
+		c = pool.shared(q.x.Key(), func(c *tunnel.Carrier) bool { return q.x.Reuse(c) == nil })
+	}
+	if c == nil {
+		var err error
+		if open, err = q.open(func(key tunnel.CarrierKey) *tunnel.Carrier {
+			if c = pool.shared(key, func(*tunnel.Carrier) bool { return true }); c == nil {
+				return nil
+			}
+			return c.Carrier
+		}); err != nil {
 			return nil, err
 		}
+	}
+	fresh := c == nil || open != nil && c.Carrier != open
+	if fresh {
 		cfg := q.c.s.env.H2
 		cfg.Handler, cfg.Budget = nil, q.c.s.env.Budget
 		conn, err := h2.NewClient(open, &cfg)
@@ -27,7 +38,7 @@ func (q *exchange) try2(r *http.Request) (*http.Response, error) {
 			return nil, unanswered(err)
 		}
 		c = &carrier2{Carrier: open, conn: conn}
-		pool.share(key, c)
+		pool.share(q.x.Key(), c)
 	}
 	q.obliged(r)
 	resp, err := c.conn.RoundTrip(r)
