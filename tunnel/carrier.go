@@ -82,18 +82,19 @@ func (x *Exchange) Open(take func(CarrierKey) *Carrier, failed error) (*Carrier,
 
 // kept is a carrier that was kept for the endpoint that the flow goes to, nil for none.
 func (f *Flow) kept(e *endpoint.Endpoint) *Carrier {
-	if f.x == nil || f.x.take == nil {
+	x := f.Request.x
+	if x == nil || x.take == nil {
 		return nil
 	}
-	return f.x.take(f.x.keyAt(e))
+	return x.take(x.keyAt(e))
 }
 
 // exchangeTried are the leases of endpoints at which the exchange has failed.
 func (f *Flow) exchangeTried() []*endpoint.Lease {
-	if f.x == nil {
+	if f.Request.x == nil {
 		return nil
 	}
-	return slices.Clip(f.x.tried)
+	return slices.Clip(f.Request.x.tried)
 }
 
 // stands notes that x goes by c.

@@ -39,7 +39,7 @@ func (g *Gateway) CarryExchange(ctx context.Context, f *Flow, a Exchanged) {
 	defer cancel()
 	f.taken, f.cancel = true, cancel // so that it can be cut
 	x := &Exchange{f: f, ctx: ctx, gone: ctx.Done, waits: contextQuit{ctx}}
-	f.x = x
+	f.Request.x = x
 	err := g.enter(f, x.gone)
 	if err == nil {
 		err = a.Forward(x)

@@ -52,7 +52,6 @@ type Flow struct {
 	rule    string          // what let it pass, or refused it
 	trace   traceID         // of the request that it came with or, guarded by mu as that is set late, that it went on with
 	times   timing          // where the time went until then
-	x       *Exchange       // nil: it is none
 	lease   *endpoint.Lease // of the endpoint that it goes to; nil: it was not one of several
 	entered []addrPair      // in the books of loops; nil unless this gateway captures
 
@@ -109,6 +108,7 @@ type Request struct {
 	fields interface{ Values(name string) []string } // of the request, where a token may be; nil: none
 	due    *due                                      // what policy asks for before the flow begins
 	asks   *asks                                     // who has to allow it besides
+	x      *Exchange                                 // that the flow is; nil: it is none
 }
 
 // direction is one way of a flow: what is read from src is written to dst. It is an io.Writer so that a

@@ -295,6 +295,7 @@ func TestClientCertificates(t *testing.T) {
 				t.Errorf("%s a certificate: %d, want %d", name, resp.StatusCode, tt.want)
 			}
 		}
+		e.gw.Close()
 		if !strings.Contains(e.log.String(), "peer=spiffe://cluster.local/ns/default/sa/client") {
 			t.Errorf("the client is not the peer:\n%s", e.log)
 		}
