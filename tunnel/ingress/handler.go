@@ -20,8 +20,16 @@ func (c *conn) serveHTTP1(w http.ResponseWriter, r *http.Request) {
 	c.requests++
 	fault := c.guard.faultOf(c.requests)
 	q := &exchange{c: c, w: w, r: r, rc: http.NewResponseController(w), switching: fault == nil && c.guard.switching.Load()}
+	if c.s.conf.ACME && c.tls == nil && fault == nil && strings.HasPrefix(r.URL.Path, challengePath) {
+		// What the CA asks while it validates a name is no flow; what nobody has asked it for is one.
+		c.s.env.Issuer.HTTPHandler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { q.serve(wayHTTP1, nil) })).ServeHTTP(w, r)
+		return
+	}
 	q.serve(wayHTTP1, fault)
 }
+
+// challengePath is where a CA asks for what shows control of a name (RFC 8555, section 8.3).
+const challengePath = "/.well-known/acme-challenge/"
 
 // serveHTTP2Request serves a request of HTTP/2.
 func (c *conn) serveHTTP2Request(w http.ResponseWriter, r *http.Request) {

@@ -37,7 +37,9 @@ type edge struct {
 }
 
 // newEdge starts a gateway whose listener "edge" is as mend leaves it; by default every request goes to appListen.
-func newEdge(t testing.TB, mend func(*tunnel.Config)) *edge {
+func newEdge(t testing.TB, mend func(*tunnel.Config)) *edge { return newEdgeWith(t, nil, mend) }
+
+func newEdgeWith(t testing.TB, issuer ingress.Issuer, mend func(*tunnel.Config)) *edge {
 	t.Helper()
 	e := &edge{net: memnet.New(), ca: tunneltest.NewCA(t), log: new(tunneltest.Log)}
 	cfg := &tunnel.Config{
@@ -47,7 +49,7 @@ func newEdge(t testing.TB, mend func(*tunnel.Config)) *edge {
 	id := e.ca.Issue(t, "cluster.local", "default", "edge")
 	e.gw = tunneltest.NewGateway(t, e.net, edgeAddr, id, cfg, mend, func(env *tunnel.Env) {
 		env.Servers = map[string]func(*tunnel.Gateway, *tunnel.ListenerConfig) (tunnel.Server, error){
-			tunnel.KindIngress: ingress.New(ingress.Env{MeshTLS: env.ServerTLS, Identify: identify, H2: h2.Config{PingInterval: -1}}),
+			tunnel.KindIngress: ingress.New(ingress.Env{MeshTLS: env.ServerTLS, Identify: identify, Issuer: issuer, H2: h2.Config{PingInterval: -1}}),
 		}
 	}, slog.NewTextHandler(e.log, nil))
 	return e

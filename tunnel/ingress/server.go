@@ -294,7 +294,8 @@ func (c *conn) serveHTTP2(nc net.Conn) {
 		defer counted.end()
 		serve(st)
 	}
-	cfg.Budget, cfg.EnableConnectProtocol, cfg.IdleTimeout = s.env.Budget, true, s.conf.IdleTimeout
+	// Extended CONNECT is not announced: who wants WebSocket asks for it on a connection of HTTP/1.1 then (RFC 8441, section 3).
+	cfg.Budget, cfg.IdleTimeout = s.env.Budget, s.conf.IdleTimeout
 	cfg.MaxHeaderListBytes = uint32(s.conf.MaxHeadBytes)
 	hc, err := h2.NewServer(nc, &cfg)
 	if err != nil {
