@@ -141,7 +141,7 @@ func TestReplayOfRealFlows(t *testing.T) {
 			// The entry decides by no rule, and the exit by those of the day. One after the other they are asked again.
 			var entry, exit strings.Builder
 			for line := range strings.Lines(log) {
-				if strings.Contains(line, "/sa/exit") && !strings.Contains(line, "peer=spiffe://cluster.local/ns/default/sa/exit") {
+				if strings.Contains(strings.ReplaceAll(line, `"self":"`, "self="), "self=spiffe://cluster.local/ns/default/sa/exit") {
 					exit.WriteString(line)
 				} else {
 					entry.WriteString(line)
