@@ -63,6 +63,8 @@ type agentConn struct {
 	key  [32]byte
 	live atomic.Int64 // tunnels
 
+	asked atomic.Bool // a registration was begun, or is about to be
+
 	wmu sync.Mutex // held while writing to st; taken before mu
 
 	mu     sync.Mutex // guards the group below
@@ -130,22 +132,24 @@ var errAgentGone = errors.New("the agent has gone") // immutable
 // admit says why the agent may not register, nil if it may.
 func (a *agentConn) admit() error {
 	s := a.s
-	a.mu.Lock()
-	again := a.st != nil
-	a.mu.Unlock()
 	switch why := s.disowned.Load(); {
 	case why != nil:
 		return why
 	case s.proof.expired(time.Now()):
 		return errExpired
-	case again:
-		return &Error{Cause: CauseNotConnect, Reason: "an agent registers once on a connection"}
 	}
 	most := s.agentConns(s.g.plan.Load())
 	if most == 0 {
 		return &Error{Cause: CauseDenied, Rule: "agents", Reason: "no entry of agents at listener " + s.l.conf.Load().name + " names it under from"}
 	}
-	return s.g.agents.enter(a, most, time.Now())
+	if !a.asked.CompareAndSwap(false, true) { // streams are served beside each other
+		return &Error{Cause: CauseNotConnect, Reason: "an agent registers once on a connection"}
+	}
+	err := s.g.agents.enter(a, most, time.Now())
+	if err != nil {
+		a.asked.Store(false)
+	}
+	return err
 }
 
 // agentConns is how many connections agents of the peer's identity may register, 0 where it is no agent.

@@ -402,3 +402,38 @@ func newFakeHub(t *testing.T, a *agents, with func(*h2.Conn)) string {
 	})
 	return address
 }
+
+// An agent that asks for several registrations of one connection at the same time gets one: the others would have names that
+// nobody takes back.
+func TestAgentRegistersTwiceAtOnce(t *testing.T) {
+	a := newAgents(t, nil, nil)
+	for i := range 8 {
+		r := a.raw(t, a.device(t, fmt.Sprintf("cam%d", i)), h2.Config{})
+		const asked = 8
+		answers := make(chan int, asked)
+		for range asked {
+			go func() { // ends with the answer, which is waited for below
+				st, err := r.conn.Open(testContext(t), &h2.Header{Method: "POST", Scheme: "https", Authority: "agents", Path: pathAgent}, false)
+				if err != nil {
+					answers <- 0
+					return
+				}
+				resp, err := st.Response(testContext(t))
+				if err != nil {
+					answers <- 0
+					return
+				}
+				answers <- resp.Status
+			}()
+		}
+		taken := 0
+		for range asked {
+			if <-answers == 200 {
+				taken++
+			}
+		}
+		if taken != 1 {
+			t.Fatalf("connection %d: %d of %d registrations at once were taken, want one", i, taken, asked)
+		}
+	}
+}
