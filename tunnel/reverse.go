@@ -227,6 +227,9 @@ func (a *agentConn) claim(name string) error {
 	if a.over {
 		return no("the connection is being left")
 	}
+	if a.claims[name] {
+		return nil // if it may not any more, reconsider takes it back, with its flows
+	}
 	a.claims[name] = false
 	if !a.s.mayClaim(a.s.g.plan.Load(), name) {
 		return no("the gateway lets this agent claim no such name; agents of its listener " + a.s.l.conf.Load().name + " would have to")

@@ -8,10 +8,13 @@ import (
 	"io"
 	"net/netip"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"culvert/policy"
 	"culvert/tunnel"
 	"culvert/tunnel/h2"
 	"culvert/tunnel/tunneltest"
@@ -435,5 +438,38 @@ func TestAgentRegistersTwiceAtOnce(t *testing.T) {
 		if taken != 1 {
 			t.Fatalf("connection %d: %d of %d registrations at once were taken, want one", i, taken, asked)
 		}
+	}
+}
+
+// An agent that claims a name again while a reload takes it away does not keep it.
+func TestAgentClaimsWhileANameIsTaken(t *testing.T) {
+	var made atomic.Int64
+	var between func()
+	a := newAgents(t, nil, func(e *tunnel.Env) {
+		e.Decide = func(base *policy.Policy) (tunnel.Decider, error) {
+			generation := made.Add(1)
+			return deciderFunc(func(r *policy.Request) policy.Decision {
+				if generation == 2 { // live flows are decided again, before agents are looked at
+					between()
+				}
+				return base.Decide(r)
+			}), nil
+		}
+	})
+	r := a.raw(t, a.device(t, "cam1"), h2.Config{Handler: func(s *h2.Stream) {
+		s.Respond(&h2.Header{Status: 200}, false)
+		<-s.Done()
+		s.Close()
+	}}).register()
+	r.claim("a.cams.example")
+	a.dial(t, "a.cams.example:80")
+	between = sync.OnceFunc(func() { r.claim("a.cams.example") })
+	less := hubConfig()
+	less.Listeners[0].Agents = less.Listeners[0].Agents[:1]
+	if err := a.hub.Reload(testContext(t), less); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.refusal(t, "a.cams.example:80"); tunnel.CauseOf(err) != tunnel.CauseUnknownHost {
+		t.Errorf("the name that was taken = %v, want unknown host", err)
 	}
 }
