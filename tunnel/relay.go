@@ -255,6 +255,9 @@ func (f *Flow) relay(accepted Conn, ahead []byte, opened Conn) {
 		if q := f.decideAgain(p); q != nil { // a reload did not wait for it
 			f.askAgain(f.g.base, q)
 		}
+		if why := f.agentProblem(p); why != nil { // nor did that
+			f.cut(why)
+		}
 	}
 	if f.shown != nil {
 		if why := f.tokenProblem(time.Now(), f.g.plan.Load().expiryEnds); why != nil { // Recheck did not wait for it either

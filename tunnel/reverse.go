@@ -378,9 +378,8 @@ func (a *agentConn) granted() []string {
 // reconsider gives and takes names as the plan has it: p lets it claim others than the one before.
 func (a *agentConn) reconsider(p *plan) {
 	if a.s.agentConns(p) == 0 {
-		why := &Error{Cause: CauseDenied, Rule: "agents", Reason: "the agent may not register any more"}
 		a.leave()
-		a.s.g.cutFlows(func(f *Flow) bool { return f.agent() == a }, why)
+		a.s.g.cutFlows(func(f *Flow) bool { return f.agent() == a }, errNoAgent)
 		a.s.leave()
 		return
 	}
@@ -394,8 +393,7 @@ func (a *agentConn) reconsider(p *plan) {
 			a.claims[name] = false
 			a.mu.Unlock()
 			a.s.g.env.Agents.Release(name, a)
-			why := &Error{Cause: CauseDenied, Rule: "agents", Reason: "the agent may not have the name " + name + " any more"}
-			a.s.g.cutFlows(func(f *Flow) bool { return f.Target.Host == name && f.agent() == a }, why)
+			a.s.g.cutFlows(func(f *Flow) bool { return f.Target.Host == name && f.agent() == a }, errNameTaken(name))
 			a.later(func() { // an agent that has gone needs not hear of it
 				_ = a.say(wordWithdrawn, name, "the configuration of the gateway does not allow it any more")
 			})
@@ -404,6 +402,27 @@ func (a *agentConn) reconsider(p *plan) {
 			a.later(func() { _ = a.answer(name, err) }) // as above
 		}
 	}
+}
+
+// errNoAgent is why flows to an agent end that is none any more.
+var errNoAgent = &Error{Cause: CauseDenied, Rule: "agents", Reason: "the agent may not register any more"} // immutable
+
+func errNameTaken(name string) error {
+	return &Error{Cause: CauseDenied, Rule: "agents", Reason: "the agent may not have the name " + name + " any more"}
+}
+
+// agentProblem says why f, which stands, may not go to its agent as p has it, nil if it may: the agent may have answered after
+// reconsider.
+func (f *Flow) agentProblem(p *plan) error {
+	a, name := f.agent(), f.Target.Host
+	switch {
+	case a == nil:
+	case a.s.agentConns(p) == 0:
+		return errNoAgent
+	case name != "" && !a.s.mayClaim(p, name):
+		return errNameTaken(name)
+	}
+	return nil
 }
 
 // agent is the agent to which f has gone, nil where it stands on none.

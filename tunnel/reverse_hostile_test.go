@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -471,5 +472,52 @@ func TestAgentClaimsWhileANameIsTaken(t *testing.T) {
 	}
 	if err := a.refusal(t, "a.cams.example:80"); tunnel.CauseOf(err) != tunnel.CauseUnknownHost {
 		t.Errorf("the name that was taken = %v, want unknown host", err)
+	}
+}
+
+// A flow that an agent answers after it has lost the name does not stand.
+func TestAgentAnswersAfterANameIsTaken(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		less func(*tunnel.Config)
+	}{
+		{"the name", func(c *tunnel.Config) { c.Listeners[0].Agents = c.Listeners[0].Agents[:1] }},
+		{"all of it", func(c *tunnel.Config) {
+			c.Listeners[0].Agents[0].From = []string{"cluster.local/ns/other/*"}
+			c.Listeners[0].Agents = c.Listeners[0].Agents[:1]
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a := newAgents(t, nil, nil)
+			asked, answer := make(chan struct{}), make(chan struct{})
+			r := a.raw(t, a.device(t, "cam1"), h2.Config{Handler: func(s *h2.Stream) {
+				close(asked)
+				<-answer
+				s.Respond(&h2.Header{Status: 200}, false)
+				<-s.Done()
+				s.Close()
+			}}).register()
+			r.claim("a.cams.example")
+			read := make(chan error, 1)
+			go func() { // ends with the flow, which is waited for below
+				c, err := tunneltest.Dial(testContext(t), a.hub, "apps", "a.cams.example:80")
+				if err == nil {
+					c.SetReadDeadline(time.Now().Add(5 * time.Second))
+					_, err = c.Read(make([]byte, 1))
+					c.Close()
+				}
+				read <- err
+			}()
+			<-asked
+			less := hubConfig()
+			tt.less(less)
+			if err := a.hub.Reload(testContext(t), less); err != nil {
+				t.Fatal(err)
+			}
+			close(answer)
+			if err := <-read; !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("the flow reads %v, want ECONNRESET", err)
+			}
+		})
 	}
 }
