@@ -157,6 +157,7 @@ func TestAgentClaimsAnothersName(t *testing.T) {
 		t.Errorf("the name of another = %v, want unknown host", err)
 	}
 	wantEcho(t, a.dial(t, "cam9.devices.example:80"), "its own")
+	waitUntil(t, "the agent to hear of it", func() bool { return strings.Contains(a.log.String(), "agent does not get a name") })
 	log := a.log.String()
 	if !strings.Contains(log, `msg="agent refused"`) || !strings.Contains(log, `msg="agent does not get a name"`) || !strings.Contains(log, "lets this agent claim no such name") {
 		t.Errorf("the log does not tell both sides why:\n%s", log)
