@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"culvert/tunnel/h2"
 )
@@ -73,6 +74,7 @@ func (r *registration) claim(ctx context.Context, st *h2.Stream) error {
 		if err := st.SetWriteDeadline(deadline); err != nil {
 			return err
 		}
+		defer st.SetWriteDeadline(time.Time{}) // else end could not be told later
 	}
 	if lines.Len() > 0 {
 		if _, err := io.WriteString(st, lines.String()); err != nil {

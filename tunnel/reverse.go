@@ -305,6 +305,7 @@ func (a *agentConn) say(word, name, reason string) error {
 	if err := a.st.SetWriteDeadline(time.Now().Add(answerTimeout)); err != nil {
 		return err
 	}
+	defer a.st.SetWriteDeadline(time.Time{}) // else the end could not be told later
 	_, err := a.st.Write([]byte(line[:min(len(line), maxAnswerLine-1)] + "\n"))
 	return err
 }

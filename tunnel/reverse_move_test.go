@@ -87,6 +87,29 @@ func TestAgentMoves(t *testing.T) {
 	})
 }
 
+// An agent that has long been registered and moves is not registered on the old connection any more, though flows live there: it
+// would use up the connections that its identity may have.
+func TestAgentMovesLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgents(t, nil, nil)
+		tunneltest.Echo(t, a.net, camAddr+":8080")
+		cam := a.agent(t, "cam1", nil, "cam1.devices.example")
+		a.wantAgents(t, 1, 1)
+		lives := a.dial(t, "cam1.devices.example:80")
+		for _, names := range [][]string{{"cam1.devices.example", "a.cams.example"}, {"cam1.devices.example"}} {
+			time.Sleep(time.Minute)
+			if err := cam.Reload(testContext(t), agentConfig(hubListen, names...)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+			a.wantAgents(t, 1, len(names))
+		}
+		wantEcho(t, lives, "flows go on where they are")
+		cam.Close()
+		a.hub.Close()
+	})
+}
+
 // A hop that leaves, as one does that is replaced by a new process, gets no new flows and the agent dials its successor.
 func TestAgentLeavesADrainingHop(t *testing.T) {
 	a := newAgents(t, nil, nil)
