@@ -72,8 +72,12 @@ func (h *requestHead) form() string {
 	return ""
 }
 
-// judge reads a request with x-tun and finds out whether it may come in. It may wait for the keys of an issuer.
+// judge reads a request with x-tun and finds out whether it may come in; x is nil where a reload has made the listener one that
+// takes none. It may wait for the keys of an issuer.
 func (l *listener) judge(x *xTun, h *requestHead) (*outerRequest, error) {
+	if x == nil {
+		return nil, &Error{Cause: CauseDraining, Reason: "the listener takes no x-tun any more"}
+	}
 	r := &outerRequest{form: h.form()}
 	if r.form == "" {
 		return nil, &Error{Cause: CauseNotConnect, Reason: "the request is " + strings.TrimSpace(h.method+" "+h.protocol) + ", and no form of x-tun"}
