@@ -236,6 +236,8 @@ func (s *serverConn) newFlow(head *h2.Header, conf *listenerConf) *Flow {
 		r.Fault = errExpired
 	case s.tokenEnded(time.Now()):
 		r.Fault = errTokenEnded
+	case !s.tokenTaken(conf):
+		r.Fault = errTokenOther
 	case len(head.Values(fieldTun)) > 0:
 		r.Fault = &Error{Cause: CauseMalformed, Reason: "the request has x-tun, and this listener takes none (xTun)"}
 	case !isConnect(head):
@@ -359,7 +361,7 @@ func (f *Flow) localBaggage() string {
 
 // Refuse answers with the status and the Proxy-Status of err, and no body.
 func (a *connected) Refuse(f *Flow, err error) {
-	if errors.Is(err, errExpired) || errors.Is(err, errTokenEnded) { // of this peer: a hop may say what it likes
+	if errors.Is(err, errExpired) || errors.Is(err, errTokenEnded) || errors.Is(err, errTokenOther) { // of this peer: a hop may say what it likes
 		// Nothing was done, so that the peer may ask again on a connection with a new certificate (RFC 9113, section 8.7).
 		f.from.leave()
 		a.s.Stream.Reset(h2.RefusedStream)

@@ -305,6 +305,14 @@ func (s *serverConn) mayAsk(t Target) error {
 // errTokenEnded is why a peer starts no new flow inside of a request whose token was valid when it came.
 var errTokenEnded = &Error{Cause: CauseExpired, Reason: "the token of the request around it has ended; the peer should ask again with a new one"}
 
+// errTokenOther is the same where a reload has the listener take the tokens of others.
+var errTokenOther = &Error{Cause: CauseToken, Reason: "the token of the request around it is not one that this listener takes any more; the peer should ask again with another one"}
+
+// tokenTaken reports whether the listener takes the token of the request around the connection, if there is one.
+func (s *serverConn) tokenTaken(conf *listenerConf) bool {
+	return s.inside == nil || conf.xTun != nil && conf.xTun.takes(s.inside.token) == ""
+}
+
 // tokenEnded reports whether the token of the request around the connection has ended.
 func (s *serverConn) tokenEnded(now time.Time) bool {
 	return s.inside != nil && !s.inside.token.Until.IsZero() && now.After(s.inside.token.Until)

@@ -554,21 +554,3 @@ func TestXTunDrain(t *testing.T) {
 		})
 	}
 }
-
-// A reload has another kind of listener at the address of one that took x-tun: what a proxy asks for on a connection that it has
-// kept is refused.
-func TestXTunConnectionOutlivesItsListener(t *testing.T) {
-	var config tunnel.Config
-	p := newOuterPair(t, "POST", outerOptions{exit: func(c *tunnel.Config) { config = *c }})
-	kept := p.proxy(t)
-	if _, resp := kept.ask(post(good, toEcho)); resp.Status != 200 {
-		t.Fatalf("answer %d", resp.Status)
-	}
-	config.Listeners = []tunnel.ListenerConfig{{Name: "tun", Kind: tunnel.KindHBONE, Address: tunListen}}
-	if err := p.exit.Reload(testContext(t), &config); err != nil {
-		t.Fatal(err)
-	}
-	if _, resp := kept.ask(post(good, toEcho)); resp.Status != 503 {
-		t.Errorf("answer %d, want 503\n%s", resp.Status, p.log)
-	}
-}
