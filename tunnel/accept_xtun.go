@@ -217,6 +217,9 @@ func (s *serverConn) serveOuter(st *h2.Stream, conf *listenerConf) {
 		return
 	}
 	st.DropHeads()
+	if s.proof == nil {
+		st.Widen(proxyStreamWindow) // see widen
+	}
 	o := newOuterStream(&h2Stream{st}, r.form, false)
 	if g, ok := o.Conn.(*framing.GRPC); ok {
 		_ = g.Flush() // a peer that has reset it is not served

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -552,5 +553,31 @@ func TestXTunDrain(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What a stranger sends with a request is not taken before it is known whether the token is one: a balancer's windows are wide, and
+// nobody reads what comes meanwhile.
+func TestXTunStrangerSendsMuch(t *testing.T) {
+	verified := make(chan struct{})
+	p := newOuterPair(t, "POST", outerOptions{exitEnv: func(e *tunnel.Env) {
+		e.VerifyToken = func(ctx context.Context, text string) (*tunnel.Token, error) {
+			<-verified
+			return verifyText(ctx, text)
+		}
+	}})
+	const most = 128 << 10
+	s, err := p.proxy(t).conn.Open(testContext(t), post(good, toEcho), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, err := s.Write(make([]byte, 4<<20)); n > most || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%d bytes of a stranger were taken, %v; want at most %d", n, err, most)
+	}
+	close(verified)
+	if resp, err := s.Response(testContext(t)); err != nil || resp.Status != 200 {
+		t.Fatalf("answer %v, %v", resp, err)
 	}
 }

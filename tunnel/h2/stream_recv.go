@@ -178,6 +178,16 @@ func (s *Stream) consumed(n int) (grant uint32) {
 	return grant
 }
 
+// Widen lets the peer send n bytes of the stream that are not read yet, where it may send less now.
+func (s *Stream) Widen(n int32) {
+	s.mu.Lock()
+	more := max(0, n-s.flow.size)
+	s.flow.size += more
+	s.flow.window += more
+	s.mu.Unlock()
+	s.c.credit(s, uint32(more))
+}
+
 // growWithin is in how many round trips a stream must use a quarter of its window to get a larger one.
 const growWithin = 4
 
