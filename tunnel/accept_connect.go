@@ -160,7 +160,8 @@ const (
 func (g *Gateway) farewell(nc net.Conn) {
 	defer g.closeWithGateway(nc)()
 	s := newSocket(nc)
-	if s.CloseWrite() == nil && s.SetReadDeadline(time.Now().Add(farewellTimeout)) == nil {
+	_ = s.SetDeadline(time.Now().Add(farewellTimeout)) // the end of a WebSocket waits for the peer; what is closed waits for nothing
+	if s.CloseWrite() == nil {
 		_, _ = io.CopyN(io.Discard, s, farewellBytes) // whatever ends it
 	}
 	_ = s.Close()

@@ -222,7 +222,9 @@ func (s *serverConn) serveOuter(st *h2.Stream, conf *listenerConf) {
 	}
 	o := newOuterStream(&h2Stream{st}, r.form, false)
 	if g, ok := o.Conn.(*framing.GRPC); ok {
-		_ = g.Flush() // a peer that has reset it is not served
+		_ = st.SetWriteDeadline(time.Now().Add(s.g.plan.Load().timeouts.Handshake))
+		_ = g.Flush() // a peer that has reset it, or takes nothing, is not served
+		_ = st.SetWriteDeadline(time.Time{})
 	}
 	s.l.serveInner(o, conf, r, leave, s.streamEnded)
 }
