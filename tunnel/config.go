@@ -161,6 +161,7 @@ type AgentConfig struct {
 	From []string `yaml:"from"`
 	// Names are what these agents may claim: a name, or `*.devices.example`. `{sa}` and `{ns}` stand for the service account
 	// and the namespace of the agent's identity: by `{sa}.devices.example` each may claim its own name and no other's.
+	// Where a pattern has both, they stand in labels of their own.
 	Names []string `yaml:"names"`
 	// MaxConnections is how many connections agents of one identity may have registered at once. Default 16.
 	MaxConnections int `yaml:"maxConnections"`

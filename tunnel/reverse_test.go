@@ -363,3 +363,21 @@ func TestAgentHalfOpen(t *testing.T) {
 		wantEcho(t, a.dial(t, "cam1.devices.example:80"), "the new connection")
 	})
 }
+
+// A pattern by which two identities could claim one name is none.
+func TestAgentPatterns(t *testing.T) {
+	for name, good := range map[string]bool{
+		"{sa}.devices.example": true, "cam-{sa}.devices.example": true, "{sa}.{ns}.example": true, "{ns}.x-{sa}-y.example": true,
+		"{sa}-{ns}.devices.example": false, // a of b-c is a-b of c
+		"{ns}x{sa}.devices.example": false,
+		"{sa}{ns}.example":          false,
+		"{x}.devices.example":       false,
+		"*.{sa}.example":            false,
+	} {
+		cfg := hubConfig()
+		cfg.Listeners[0].Agents[0].Names = []string{name}
+		if err := cfg.Validate(); (err == nil) != good {
+			t.Errorf("names: [%s]: %v", name, err)
+		}
+	}
+}

@@ -54,6 +54,11 @@ func (v *validator) toAgents(at string, r *RouteConfig) {
 // patternProblem says what is wrong with a name that agents may claim.
 func patternProblem(name string) string {
 	if strings.ContainsRune(name, '{') {
+		for label := range strings.SplitSeq(name, ".") {
+			if strings.Contains(label, patternAccount) && strings.Contains(label, patternNamespace) {
+				return fmt.Sprintf("%q makes one name of two identities, as {sa} and {ns} may both have a hyphen; they should stand in labels of their own, such as {sa}.{ns}.devices.example", name)
+			}
+		}
 		full := strings.NewReplacer(patternAccount, "a", patternNamespace, "a").Replace(name)
 		if strings.ContainsAny(full, "{}*") || nameProblem(full) != "" || full != strings.ToLower(full) {
 			return fmt.Sprintf("%q is no pattern for names; it should be a name in lower case with {sa} or {ns} in it, such as {sa}.devices.example", name)
