@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -289,11 +290,12 @@ func TestReloadChangesEndpoints(t *testing.T) {
 // TestHopOfDNS: flows wait for the first answer, and follow the next ones.
 func TestHopOfDNS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		answer, wait := []string{"10.0.1.1", "127.0.0.1", "169.254.169.254"}, time.Second
+		var answer atomic.Pointer[[]string]
+		answer.Store(&[]string{"10.0.1.1", "127.0.0.1", "169.254.169.254"})
 		s := newShared(t, 2, endpoint.Config{DNS: endpoint.DNSConfig{Name: "gates.internal", Port: 15008}}, func(e *tunnel.Env) {
 			e.Lookup = func(_ context.Context, name string, _ endpoint.Kind) (list []endpoint.Answer, _ time.Duration, _ error) {
-				time.Sleep(wait)
-				for _, a := range answer {
+				time.Sleep(time.Second)
+				for _, a := range *answer.Load() {
 					list = append(list, endpoint.Answer{Addr: netip.MustParseAddr(a)})
 				}
 				return list, 5 * time.Second, nil
@@ -303,7 +305,7 @@ func TestHopOfDNS(t *testing.T) {
 		if info, all := s.hop(t); len(all) != 1 || info.Stats.Guarded != 2 {
 			t.Errorf("endpoints = %+v, guarded = %d, want the one of another host", all, info.Stats.Guarded)
 		}
-		answer = []string{"10.0.1.2"}
+		answer.Store(&[]string{"10.0.1.2"})
 		time.Sleep(10 * time.Second)
 		says(t, s.dial(t), "second")
 		if _, all := s.hop(t); all[gateAt(1)].Flows != 1 {

@@ -516,8 +516,10 @@ func TestServiceLimits(t *testing.T) {
 		}
 		_ = live[0].Close()
 		synctest.Wait()
-		if _, err := p.dial(orders + ":80"); err != nil {
-			t.Errorf("dial when one is over = %v", err)
+		c2, err := p.dial(orders + ":80")
+		if err != nil {
+			t.Fatalf("dial when one is over = %v", err)
 		}
+		says(t, c2, "there is room again")
 	})
 }

@@ -26,7 +26,7 @@ func TestProbeConnect(t *testing.T) {
 		s := probing(t, 2, HealthConfig{Probe: ProbeConnect}, p)
 		defer s.Close()
 		bad := addresses(2)[0].Address
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute + time.Second) // between two probes
 		if got := healthOf(s, bad); got != "ok" {
 			t.Fatalf("health = %q, want ok", got)
 		}
