@@ -80,7 +80,7 @@ func (l *listener) serveH2(nc net.Conn, s *serverConn, peer spiffe.ID) *serverCo
 	cfg := s.h2Config(peer)
 	if s.proof == nil {
 		widen(cfg)
-		cfg.StreamWindow = 0 // as for others, until it is known who asks; see serveOuter
+		cfg.StreamWindow = 0 // as for others, until it is known who asks; see serveInner
 	}
 	tc, _ := nc.(*tls.Conn)
 	if tc == nil || s.proof == nil || tc.ConnectionState().NegotiatedProtocol != agentALPN {

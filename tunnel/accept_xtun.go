@@ -217,9 +217,6 @@ func (s *serverConn) serveOuter(st *h2.Stream, conf *listenerConf) {
 		return
 	}
 	st.DropHeads()
-	if s.proof == nil {
-		st.Widen(proxyStreamWindow) // see widen
-	}
 	o := newOuterStream(&h2Stream{st}, r.form, false)
 	if g, ok := o.Conn.(*framing.GRPC); ok {
 		_ = st.SetWriteDeadline(time.Now().Add(s.g.plan.Load().timeouts.Handshake))
@@ -294,6 +291,11 @@ func (l *listener) serveInner(nc net.Conn, conf *listenerConf, r *outerRequest, 
 		l.connEnded()
 		over()
 		return
+	}
+	if o, ok := nc.(*outerStream); ok {
+		if st, ok := o.below.(*h2Stream); ok {
+			st.Widen(proxyStreamWindow) // see widen; the connection inside reads on from here
+		}
 	}
 	s.attend(over)
 }

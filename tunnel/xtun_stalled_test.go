@@ -64,3 +64,38 @@ func TestXTunStalledReader(t *testing.T) {
 		})
 	}
 }
+
+// Nor is much taken of who has a token and has not shown who it is: here nobody reads on, as the answer to a ping cannot be sent.
+func TestXTunStalledReaderSendsMuch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newOuterPair(t, "POST", outerOptions{})
+		c, err := h2.NewClient(p.dialProxy(t), &h2.Config{StreamWindow: 1, MaxStreamWindow: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := c.WaitSettings(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		web := post(good, toEcho, h2.Field{Name: "sec-websocket-version", Value: "13"})
+		web.Method, web.Protocol = "CONNECT", "websocket"
+		s, err := c.Open(t.Context(), web, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if resp, err := s.Response(t.Context()); err != nil || resp.Status != 200 {
+			t.Fatalf("answer %v, %v", resp, err)
+		}
+		if _, err := s.Write([]byte("\x89\x80\x00\x00\x00\x00")); err != nil {
+			t.Fatal(err)
+		}
+		const most = 128 << 10
+		s.SetWriteDeadline(time.Now().Add(time.Second))
+		if n, err := s.Write(make([]byte, 4<<20)); n > most {
+			t.Errorf("%d bytes were taken, %v; want at most %d", n, err, most)
+		}
+		c.Close()
+		p.exit.Close()
+	})
+}
