@@ -110,7 +110,7 @@ func (s *serverConn) h2Config(peer spiffe.ID) *h2.Config {
 	g := s.g
 	cfg := g.env.H2
 	cfg.Budget, cfg.EnableConnectProtocol = g.env.Budget, true
-	cfg.OnOffence = func(c *h2.Conn, err *h2.ConnError) { g.offended(c, peer, err) }
+	cfg.OnOffence = func(c *h2.Conn, err *h2.ConnError) { g.Offended(c, peer, err) }
 	return &cfg
 }
 
@@ -167,9 +167,9 @@ func (g *Gateway) farewell(nc net.Conn) {
 	_ = s.Close()
 }
 
-// offended notes that a connection was ended for what the peer at its other end did. A hostile one can make any
+// Offended notes that a connection was ended for what the peer at its other end did. A hostile one can make any
 // number of these, so after the first of them only some are logged.
-func (g *Gateway) offended(c *h2.Conn, peer spiffe.ID, err *h2.ConnError) {
+func (g *Gateway) Offended(c *h2.Conn, peer spiffe.ID, err *h2.ConnError) {
 	g.stats.offences.add(1)
 	if n := g.stats.offences.load(); n > refusedLogEvery && n%refusedLogEvery != 0 {
 		return

@@ -128,7 +128,7 @@ func (g *Gateway) dialH2(ctx context.Context, hop *Hop, dial func(context.Contex
 	return newH2Transport(ctx, nc, hop, g.env.ClientTLS(hop), &cfg, g)
 }
 
-// hopOffended is offended for a connection to a hop.
+// hopOffended is Offended for a connection to a hop.
 func (g *Gateway) hopOffended(c *h2.Conn, err *h2.ConnError) {
 	var peer spiffe.ID
 	if tc, ok := c.NetConn().(*tls.Conn); ok {
@@ -137,7 +137,7 @@ func (g *Gateway) hopOffended(c *h2.Conn, err *h2.ConnError) {
 			peer = p.id
 		}
 	}
-	g.offended(c, peer, err)
+	g.Offended(c, peer, err)
 }
 
 // dialHop connects to a hop. Neither egress guard nor policy is asked: the operator has named it.

@@ -156,7 +156,7 @@ func (g *Gateway) dialOuter(ctx context.Context, hop *Hop, dial func(context.Con
 	}
 	cfg := g.env.H2
 	cfg.Handler, cfg.Budget = nil, g.env.Budget
-	cfg.OnOffence = func(c *h2.Conn, err *h2.ConnError) { g.offended(c, spiffe.ID{}, err) }
+	cfg.OnOffence = func(c *h2.Conn, err *h2.ConnError) { g.Offended(c, spiffe.ID{}, err) }
 	widen(&cfg)
 	conn, err := h2.NewClient(nc, &cfg)
 	if err != nil {

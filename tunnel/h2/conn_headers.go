@@ -188,6 +188,25 @@ func (c *Conn) lateHeaders(b *openBlock) error {
 	return c.in.odd(controlFrame, 1)
 }
 
+// refusal is a request that was refused before the handler saw it.
+type refusal struct {
+	status int
+	reason string
+}
+
+// refuse notes a refusal for Config.OnRefused.
+func (in *inbound) refuse(status int, reason string) {
+	if in.c.cfg.OnRefused != nil {
+		in.refused = append(in.refused, refusal{status, reason})
+	}
+}
+
+// refuseMalformed is the error of a request that is malformed.
+func (c *Conn) refuseMalformed(b *openBlock, reason string) error {
+	c.in.refuse(400, reason)
+	return streamError(b.id, ProtocolError, reason)
+}
+
 // accept takes a new stream, which handOver gives to the handler. Called with mu held.
 func (c *Conn) accept(b *openBlock) error {
 	reason := b.checkKind(requestBlock)
@@ -201,13 +220,13 @@ func (c *Conn) accept(b *openBlock) error {
 			h := Header{Status: 400}
 			c.queueHeaders(frameHeaders, flagEndStream, b.id, nil, h.each)
 		}
-		return streamError(b.id, ProtocolError, reason)
+		return c.refuseMalformed(b, reason)
 	case b.selfDependent:
-		return streamError(b.id, ProtocolError, "stream depends on itself")
+		return c.refuseMalformed(b, "stream depends on itself")
 	case b.h.Protocol != "" && !c.cfg.EnableConnectProtocol:
-		return streamError(b.id, ProtocolError, ":protocol without SETTINGS_ENABLE_CONNECT_PROTOCOL")
+		return c.refuseMalformed(b, ":protocol without SETTINGS_ENABLE_CONNECT_PROTOCOL")
 	case b.hasLength && b.length > 0 && b.endStream && b.h.Method != "CONNECT":
-		return streamError(b.id, ProtocolError, "END_STREAM before the content-length announced")
+		return c.refuseMalformed(b, "END_STREAM before the content-length announced")
 	case c.cfg.Handler == nil:
 		c.queueReset(b.id, RefusedStream)
 		c.forgetReset(b.id)
@@ -238,6 +257,7 @@ func (c *Conn) refuseTooLarge(b *openBlock) error {
 	if !c.queueAnswer() {
 		return connError(EnhanceYourCalm, "too many answers queued")
 	}
+	c.in.refuse(431, "header list too long")
 	h := Header{Status: 431}
 	c.queueHeaders(frameHeaders, flagEndStream, b.id, nil, h.each)
 	if !b.endStream {

@@ -37,8 +37,9 @@ type inbound struct {
 	crossed int    // of these, how many ends parsing has passed
 	readOne func([]byte) (int, error)
 
-	fresh []*Stream // streams of the peer that came with the last bytes
-	bdp   bdp       // its sample is started by readLoop and finished under Conn.mu, by readLoop too
+	fresh   []*Stream // streams of the peer that came with the last bytes
+	refused []refusal // requests of the peer that were refused with the last bytes, where somebody wants to know
+	bdp     bdp       // its sample is started by readLoop and finished under Conn.mu, by readLoop too
 }
 
 // dataFrame is a DATA frame, or one that is skipped, of which left payload bytes are still to come.
@@ -192,6 +193,10 @@ func (in *inbound) handOver() {
 		in.fresh[i] = nil
 	}
 	in.fresh = in.fresh[:0]
+	for _, r := range in.refused {
+		in.c.cfg.OnRefused(in.c, r.status, r.reason)
+	}
+	in.refused = in.refused[:0]
 }
 
 // handle starts the handler, for which a stream that has been reset is nothing.
@@ -539,8 +544,11 @@ func (c *Conn) resetOffender(err *StreamError) *ConnError {
 		cost = closedResetCost
 	}
 	if s := c.streams[err.StreamID]; s != nil {
-		if !s.own && s.inUse {
+		switch {
+		case !s.own && s.inUse:
 			cost = handlerResetCost
+		case !s.own && !s.wasReset:
+			c.in.refuse(400, err.Reason)
 		}
 		s.abort(err)
 		defer s.dropReceived(err)

@@ -237,6 +237,9 @@ func parseRequest(h *Header, hasBody bool) (p parsedRequest, problem string) {
 	if problem := checkAuthority(h, header["Host"]); problem != "" {
 		return p, problem
 	}
+	if (h.Method != http.MethodConnect || h.Protocol != "") && h.Scheme != "http" && h.Scheme != "https" {
+		return p, "scheme other than http and https" // whose path may be anything
+	}
 	u, uri, err := parseTarget(h)
 	if err != nil {
 		return p, "path that is no URI"

@@ -167,6 +167,9 @@ func nothingFollows(st *Stream) bool {
 
 // refuse answers a request that cannot be made an http.Request.
 func (s *httpServer) refuse(st *Stream, problem string) {
+	if hook := st.c.cfg.OnRefused; hook != nil {
+		hook(st.c, http.StatusBadRequest, problem)
+	}
 	h := &Header{Status: http.StatusBadRequest}
 	h.Add("content-type", "text/plain; charset=utf-8")
 	h.Add("date", s.now())

@@ -119,6 +119,9 @@ type Config struct {
 	OnInform func(s *Stream, h *Header)
 	// OnOffence is called once with what made us end a connection; it must not block.
 	OnOffence func(c *Conn, err *ConnError)
+	// OnRefused is called for a request that Handler does not see, or that HTTPHandler keeps from its handler, as it is malformed
+	// (status 400) or too large (431). It must not block, and not call the connection.
+	OnRefused func(c *Conn, status int, reason string)
 	// Budget is shared by all connections of the process. Nil: buffers are not bounded as a whole.
 	Budget *Budget
 	// Logger gets Debug lines about the connection. Nil: none.

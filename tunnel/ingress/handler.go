@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"net"
 	"net/http"
@@ -36,6 +37,28 @@ func (c *conn) serveHTTP2Request(w http.ResponseWriter, r *http.Request) {
 	q := &exchange{c: c, w: w, r: r, rc: http.NewResponseController(w)}
 	q.serve(wayHTTP2, nil)
 }
+
+// refuseHTTP2 records a request of HTTP/2 that was refused before it could be served.
+func (c *conn) refuseHTTP2(status int, reason string) {
+	err := malformed("the request is malformed: " + reason)
+	if status == http.StatusRequestHeaderFieldsTooLarge {
+		err = &tunnel.Error{Cause: tunnel.CauseHeadTooLong, Reason: "the head of the request is too long"}
+	}
+	f := &tunnel.Flow{Listener: c.name, Way: wayHTTP2, Source: c.source, Peer: c.peer}
+	f.Request = &tunnel.Request{Fault: err, Dialled: c.local.Addr(), HTTP: &policy.HTTP{Header: noHeader}}
+	c.s.gateway.CarryExchange(context.Background(), f, refusedExchange{})
+}
+
+// refusedExchange is the accepted side of a request that was answered already.
+type refusedExchange struct{}
+
+// Forward is not called.
+func (refusedExchange) Forward(*tunnel.Exchange) error {
+	panic("BUG: a request goes on that was refused")
+}
+
+// Refuse does nothing.
+func (refusedExchange) Refuse(*tunnel.Flow, error) {}
 
 // exchange is one request of a client, while it is served. Another goroutine may read its body.
 type exchange struct {
@@ -98,6 +121,9 @@ func (q *exchange) read(f *tunnel.Flow) error {
 		target = c.target
 	}
 	f.Target, q.http.Host = target, host
+	if r.ProtoMajor == 2 && r.Method != http.MethodConnect && !isTarget([]byte(r.RequestURI), r.Method) { // the guard has looked at others
+		return malformed("the path of the request is none, or holds a character that has to be percent-encoded")
+	}
 	if q.http.Path, err = tunnel.DecisionPath(r.URL.Path); err != nil {
 		return malformed(err.Error())
 	}

@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"bytes"
+	"net/http"
 	"strings"
 
 	"culvert/tunnel"
@@ -88,10 +89,8 @@ func (h *head) request(line []byte) string {
 			return "the method is no token"
 		}
 	}
-	for _, c := range target {
-		if c <= ' ' || c >= 0x7f || c == '#' {
-			return "the target of the request holds a character that has to be percent-encoded"
-		}
+	if !isPlain(target) {
+		return "the target of the request holds a character that has to be percent-encoded"
 	}
 	switch string(version) {
 	case "HTTP/1.1":
@@ -107,6 +106,21 @@ func (h *head) request(line []byte) string {
 		return "the target of the request is neither a path nor a URL"
 	}
 	return ""
+}
+
+// isPlain reports whether a target holds only what it may without being percent-encoded.
+func isPlain(target []byte) bool {
+	for _, c := range target {
+		if c <= ' ' || c >= 0x7f || c == '#' {
+			return false
+		}
+	}
+	return true
+}
+
+// isTarget reports whether the path of a request of HTTP/2 can be the target of one of HTTP/1.1.
+func isTarget(path []byte, method string) bool {
+	return len(path) > 0 && isPlain(path) && (path[0] == '/' || string(path) == "*" && method == http.MethodOptions)
 }
 
 // authority is the host of a target in absolute form (RFC 9112, section 3.2.2), nil if it is in another.

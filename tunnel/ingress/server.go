@@ -297,6 +297,8 @@ func (c *conn) serveHTTP2(nc net.Conn) {
 	// Extended CONNECT is not announced: who wants WebSocket asks for it on a connection of HTTP/1.1 then (RFC 8441, section 3).
 	cfg.Budget, cfg.IdleTimeout = s.env.Budget, s.conf.IdleTimeout
 	cfg.MaxHeaderListBytes = uint32(s.conf.MaxHeadBytes)
+	cfg.OnOffence = func(hc *h2.Conn, err *h2.ConnError) { s.gateway.Offended(hc, c.peer, err) }
+	cfg.OnRefused = func(_ *h2.Conn, status int, reason string) { c.refuseHTTP2(status, reason) }
 	hc, err := h2.NewServer(nc, &cfg)
 	if err != nil {
 		_ = nc.Close()
