@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -48,6 +49,8 @@ type Carrier struct {
 	Conn
 	g       *Gateway
 	addr    netip.AddrPort
+	hop     spiffe.ID // the last hop; zero: none
+	trace   traceID   // of the tunnel; zero: none
 	entered []addrPair
 }
 
@@ -73,8 +76,11 @@ func (x *Exchange) Open(take func(CarrierKey) *Carrier, failed error) (*Carrier,
 	}
 	c, ok := end.(*Carrier)
 	if !ok {
-		c = &Carrier{Conn: end, g: f.g, addr: addrPort(end.RemoteAddr()), entered: f.entered}
+		c = &Carrier{Conn: end, g: f.g, addr: addrPort(end.RemoteAddr()), hop: hopOf(end), entered: f.entered}
 		f.entered = nil // they live as long as the carrier
+		if c.hop != (spiffe.ID{}) {
+			c.trace = cmp.Or(f.shown.next, f.trace)
+		}
 	}
 	x.stands(c)
 	return c, nil
@@ -99,7 +105,11 @@ func (f *Flow) exchangeTried() []*endpoint.Lease {
 
 // stands notes that x goes by c.
 func (x *Exchange) stands(c *Carrier) {
-	x.f.shown.dialled = c.addr
+	s := x.f.shown
+	s.dialled, s.hopID, s.next = c.addr, c.hop, traceID{}
+	if c.trace != x.f.trace {
+		s.next = c.trace
+	}
 	if !x.opened {
 		x.opened = true
 		x.f.opened(nil)

@@ -164,13 +164,14 @@ func (f *Flow) stand(accepted, opened Conn) bool {
 }
 
 // traced notes the trace in which the flow goes on. What its peer has sent it with is kept: by that the peer's
-// record has it, and a trace that is not believed ends here.
-func (f *Flow) traced(id traceID) {
+// record has it, and a trace that is not believed ends here. It reports whether the flow's trace is id then.
+func (f *Flow) traced(id traceID) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.trace == (traceID{}) {
 		f.trace = id
 	}
+	return f.trace == id
 }
 
 // stands reports whether the flow was answered with yes.

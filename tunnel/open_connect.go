@@ -44,7 +44,9 @@ func (g *Gateway) request(f *Flow) *ConnectRequest {
 		req.Forwarded = appendForwarded(f.Request.Forwarded, f.Source, f.Target)
 	}
 	req.Traceparent, req.Tracestate = nextTraceparent(f.Request.Traceparent), f.Request.Tracestate
-	f.traced(traceOf(req.Traceparent))
+	if sent := traceOf(req.Traceparent); !f.traced(sent) {
+		f.show().next = sent
+	}
 	if f.passed != nil || f.Way == WayConnect || f.plan.meets {
 		req.Via = viaOf(f.passed, g.via)
 	}

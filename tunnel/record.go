@@ -115,6 +115,9 @@ func (f *Flow) describe(attrs []slog.Attr, err error) []slog.Attr {
 		add("network", "udp")
 	}
 	add("trace", f.trace.String())
+	if f.shown != nil {
+		add("next_trace", f.shown.next.String())
+	}
 	if f.Source.IsValid() {
 		add("src", f.Source.String())
 	}
@@ -185,7 +188,15 @@ func (f *Flow) hopID(err error) spiffe.ID {
 	if errors.As(err, &refused) {
 		return refused.ID
 	}
-	switch s := f.in.dst.(type) {
+	if f.in.dst == nil && f.shown != nil {
+		return f.shown.hopID
+	}
+	return hopOf(f.in.dst)
+}
+
+// hopOf is who the last hop is that c, the opened side of a flow, goes by, zero for none.
+func hopOf(c Conn) spiffe.ID {
+	switch s := c.(type) {
 	case *pooledStream:
 		return s.from.Peer()
 	case *agentStream:
@@ -199,6 +210,9 @@ func (f *Flow) hopID(err error) spiffe.ID {
 func (f *Flow) question(attrs []slog.Attr) []slog.Attr {
 	attrs = append(attrs, slog.String("decided", f.asked.String()))
 	if f.asked == askedNone {
+		if f.shown != nil {
+			attrs = f.shown.request(attrs)
+		}
 		return attrs
 	}
 	attrs = append(attrs, slog.String("self", f.self.String()))
@@ -219,6 +233,9 @@ func (f *Flow) question(attrs []slog.Attr) []slog.Attr {
 	}
 	if f.from != nil && f.from.inside != nil {
 		attrs = append(attrs, slog.String("outer", f.from.inside.form+" "+f.from.inside.subject()))
+	}
+	if port := f.judgedPort(); port != f.Target.Port {
+		attrs = append(attrs, slog.Int("port", int(port)))
 	}
 	if f.resolves() {
 		attrs = append(attrs, slog.Bool("unresolved", true))

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"cmp"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"strconv"
@@ -158,15 +159,22 @@ func (f *Flow) ask(r *policy.Request, p *plan) {
 			r.Open = f.via.name
 		}
 		r.Unresolved = f.resolves() // the addresses will be asked about
-		if s := f.service(); s != nil {
-			var e *endpoint.Endpoint
-			if f.lease != nil {
-				e = f.lease.Endpoint()
-			}
-			r.Port, _ = s.port(f.Target.Port, e)
-			r.Port = cmp.Or(r.Port, f.Target.Port)
-		}
+		r.Port = f.judgedPort()
 	}
+}
+
+// judgedPort is the port that policy is asked about: of a service that of its endpoint.
+func (f *Flow) judgedPort() uint16 {
+	s := f.service()
+	if s == nil {
+		return f.Target.Port
+	}
+	var e *endpoint.Endpoint
+	if f.lease != nil {
+		e = f.lease.Endpoint()
+	}
+	port, _ := s.port(f.Target.Port, e)
+	return cmp.Or(port, f.Target.Port)
 }
 
 // resolves reports whether the destination is a name that is resolved here, so that policy is asked about its addresses
@@ -240,7 +248,11 @@ func (l *listenerPlan) unrouted(f *Flow) error {
 	case l.ofPeers() && l.allLocal:
 		return &Error{Cause: CauseNotLocal, Reason: "listener " + l.name + " leads to this host's own addresses only, and the connection was made to " + f.Request.Dialled.String()}
 	}
-	return &Error{Cause: CauseNoRoute, Reason: "no route of listener " + l.name + " takes it; add one"}
+	reason := "no route of listener " + l.name + " takes it; add one"
+	if l.kind == KindAgent {
+		reason += fmt.Sprintf(", or have the agent offer port %d (--offer %d=HOST:PORT)", f.Target.Port, f.Target.Port)
+	}
+	return &Error{Cause: CauseNoRoute, Reason: reason}
 }
 
 // relay carries bytes between both ends until both directions have ended; then the flow is recorded, by

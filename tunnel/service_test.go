@@ -397,7 +397,8 @@ func TestWaypoint(t *testing.T) {
 				}
 				synctest.Wait()
 				if tc.want == "8" && (!strings.Contains(log.String(), "peer=spiffe://cluster.local/ns/default/sa/gw dst=10.0.1.1:8080") ||
-					!strings.Contains(p.log.String(), "host=orders.shop.svc:80 dst=10.0.1.1:8080 endpoint=10.0.1.1 hop_id=spiffe://cluster.local/ns/shop/sa/orders")) {
+					!strings.Contains(p.log.String(), "host=orders.shop.svc:80 dst=10.0.1.1:8080 endpoint=10.0.1.1 hop_id=spiffe://cluster.local/ns/shop/sa/orders") ||
+					!strings.Contains(p.log.String(), " port=8080 ")) {
 					t.Errorf("records:\n%s\n%s", p.log.String(), log.String())
 				}
 			})

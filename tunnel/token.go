@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"culvert/pki/spiffe"
 	"culvert/policy"
 )
 
@@ -32,6 +33,8 @@ type shown struct {
 	http    *policy.HTTP    // the request that the flow is; nil: it is none
 	wanted  Target          // where the flow wanted to go, that a route leads elsewhere; zero: nowhere else
 	dialled netip.AddrPort  // by an exchange; not valid: nothing yet
+	hopID   spiffe.ID       // of an exchange: the last hop of the connection that it has gone by; zero: none
+	next    traceID         // in which the flow went on, where that is not its own; zero: nowhere, or in its own
 	status  int             // of an exchange's answer; 0: none
 	headers []policy.Header // that policy wants added to the request
 }
@@ -158,9 +161,7 @@ func (g *Gateway) recheckTokens(now time.Time) {
 
 // question appends what else policy was told.
 func (s *shown) question(attrs []slog.Attr) []slog.Attr {
-	if h := s.http; h != nil {
-		attrs = append(attrs, slog.String("method", shorten(h.Method)), slog.String("path", shorten(h.Path)), slog.String("authority", shorten(h.Host)))
-	}
+	attrs = s.request(attrs)
 	if s.sni != "" {
 		attrs = append(attrs, slog.String("sni", s.sni))
 	}
@@ -175,6 +176,14 @@ func (s *shown) question(attrs []slog.Attr) []slog.Attr {
 	}
 	if s.badToken != "" {
 		attrs = append(attrs, slog.String("bad_token", s.badToken))
+	}
+	return attrs
+}
+
+// request appends which request the flow is, if it is one.
+func (s *shown) request(attrs []slog.Attr) []slog.Attr {
+	if h := s.http; h != nil {
+		attrs = append(attrs, slog.String("method", shorten(h.Method)), slog.String("path", shorten(h.Path)), slog.String("authority", shorten(h.Host)))
 	}
 	return attrs
 }

@@ -94,6 +94,9 @@ func TestTraceOfAPeer(t *testing.T) {
 			if got := tracesIn(p.Log); len(got) != 1 || got[0] != want {
 				t.Errorf("traces in the records %q, want %q", got, want)
 			}
+			if next := " next_trace=" + sent[3:35]; strings.Contains(p.Log.String(), " next_trace=") != (want != sent[3:35]) || want != sent[3:35] && !strings.Contains(p.Log.String(), next) {
+				t.Errorf("the record does not have%s, in which the flow went on, just where that is another one:\n%s", next, p.Log)
+			}
 		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"culvert/pki/spiffe"
@@ -229,6 +230,11 @@ func newAsking(r *flowRecord) *asking {
 		if q.err == nil && (q.Host != "" || r.has(keyUnresolved)) {
 			q.err = errAskValue
 		}
+	}
+	if r.has(keyPort) { // of the endpoint, which is what policy is asked about
+		port, err := strconv.ParseUint(string(r.get(keyPort)), 10, 16)
+		q.check(err)
+		q.Port = uint16(port)
 	}
 	q.judged = q.Addr
 	if q.Unresolved && q.err == nil {

@@ -31,6 +31,7 @@ const (
 	keyWorkload
 	keyOpen
 	keyAddrs
+	keyPort
 	keyLocal
 	keyUnresolved
 	keySNI
@@ -76,6 +77,8 @@ func recordKeyOf(name []byte) (recordKey, bool) {
 		return keyOpen, true
 	case "addrs":
 		return keyAddrs, true
+	case "port":
+		return keyPort, true
 	case "local":
 		return keyLocal, true
 	case "unresolved":

@@ -222,6 +222,21 @@ func TestReplayOfARunningGateway(t *testing.T) {
 	}
 }
 
+// The port of a service's endpoint is what policy was asked about, and is what is asked about again.
+func TestReplayOfServicePorts(t *testing.T) {
+	log := flowLine("host", "orders.shop.svc:80", "dst", "10.0.0.9:8080", "unresolved", true, "port", 8080, "rule", "orders")
+	const next = "rules:\n- name: orders\n  to: [{ports: [\"8080\"]}]\n"
+	if code, out := replayed(t, next, strings.NewReader(log)); code != exitOK || out != "1 flow read, 1 replayed, 0 would change\n" {
+		t.Errorf("a rule for the endpoint's port = %d, %s", code, out)
+	}
+	if code, out := replayed(t, strings.Replace(next, "8080", "80", 1), strings.NewReader(log)); code != exitChanged {
+		t.Errorf("a rule for the port of the service = %d, %s", code, out)
+	}
+	if _, out := replayed(t, next, strings.NewReader(flowLine("port", 65536))); !strings.Contains(out, "0 replayed") {
+		t.Errorf("a port that is none: %s", out)
+	}
+}
+
 // flowLine is a record; more are pairs of keys and values that are added.
 func flowLine(more ...any) string {
 	var b bytes.Buffer
