@@ -82,11 +82,11 @@ func SameNamespace(self func() spiffe.ID) func(spiffe.ID) error {
 		own := self()
 		switch {
 		case own.Namespace() == "":
-			return fmt.Errorf("our own identity %q is in no namespace (/ns/NAMESPACE/sa/ACCOUNT); name the one to expect, as `identity` of the hop", own)
+			return fmt.Errorf("our own identity %q is in no namespace (/ns/NAMESPACE/sa/ACCOUNT); name the one to expect, as `identity` of the hop (of what is behind it, `inner.identities`; for an agent, --hop-id)", own)
 		case peer.TrustDomain() != own.TrustDomain():
 			return fmt.Errorf("trust domain %q is not ours, %q", peer.TrustDomain(), own.TrustDomain())
 		case peer.Namespace() != own.Namespace():
-			return fmt.Errorf("namespace %q is not ours, %q; if this is right, name the one to expect, as `identity` of the hop", peer.Namespace(), own.Namespace())
+			return fmt.Errorf("namespace %q is not ours, %q; if this is right, name the one to expect, as `identity` of the hop (of what is behind it, `inner.identities`; for an agent, --hop-id)", peer.Namespace(), own.Namespace())
 		}
 		return nil
 	}

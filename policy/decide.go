@@ -184,7 +184,7 @@ func (p *Policy) decideWithout(r *Request) Decision {
 		return Decision{
 			Policy: policyDefault,
 			Rule:   ruleUnauthenticated,
-			Reason: `the peer has no authenticated identity; it must show a client certificate with a SPIFFE ID, or "--allow any" must let everybody in`,
+			Reason: `the peer has no authenticated identity; it must show a client certificate with a SPIFFE ID, or "--allow any" must let everybody in, or the route that it takes (from: any)`,
 		}
 	}
 	if d := p.byDefault(r.Peer, r.Self); d.Allow {

@@ -92,19 +92,19 @@ func TestDecide(t *testing.T) {
 			name: "no peer", peer: "", self: selfID,
 			policy: "default", rule: "unauthenticated",
 			reason: `the peer has no authenticated identity; it must show a client certificate with a SPIFFE ID, or "--allow any" ` +
-				`must let everybody in`,
+				`must let everybody in, or the route that it takes (from: any)`,
 		},
 		{
 			name: "no peer and no identity of one's own", peer: "", self: "",
 			policy: "default", rule: "unauthenticated",
 			reason: `the peer has no authenticated identity; it must show a client certificate with a SPIFFE ID, or "--allow any" ` +
-				`must let everybody in`,
+				`must let everybody in, or the route that it takes (from: any)`,
 		},
 		{
 			name: "no peer and every wildcard", allow: []string{"*", "cluster.local/*", "*/sa/orders"}, peer: "", self: selfID,
 			policy: "default", rule: "unauthenticated",
 			reason: `the peer has no authenticated identity; it must show a client certificate with a SPIFFE ID, or "--allow any" ` +
-				`must let everybody in`,
+				`must let everybody in, or the route that it takes (from: any)`,
 		},
 		{
 			name: "no peer and any", allow: []string{"*/sa/x", "any"}, peer: "", self: selfID,

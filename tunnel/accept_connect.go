@@ -189,7 +189,19 @@ func (l *listener) logRefused(nc net.Conn, conf *listenerConf, err error) {
 		return
 	}
 	l.g.env.Log.LogAttrs(l.g.base, slog.LevelInfo, "peer refused",
-		slog.String("listener", conf.name), slog.String("src", nc.RemoteAddr().String()), slog.String("err", err.Error()))
+		slog.String("listener", conf.name), slog.String("src", nc.RemoteAddr().String()), slog.String("err", err.Error()+refusedHint(err)))
+}
+
+// refusedHint is what a peer that did not get through TLS most likely is, or wants, where the error does not say so.
+func refusedHint(err error) string {
+	var record tls.RecordHeaderError
+	if networkCause(err) == CauseHopAlert {
+		return "; it is the peer that refuses this gateway: the identity of its hop, or its roots, do not fit; its record or gateway ping there says which"
+	}
+	if errors.As(err, &record) {
+		return "; only gateways speak to this port: an app does not, nor does a flow that a gateway has passed on by inner: pass and that had no inner tunnel in it (inner of the hop, where it began)"
+	}
+	return ""
 }
 
 // serveStream carries one stream that the peer has opened. It runs in a goroutine of its own.

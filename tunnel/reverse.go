@@ -232,7 +232,7 @@ func (a *agentConn) claim(name string) error {
 	}
 	a.claims[name] = false
 	if !a.s.mayClaim(a.s.g.plan.Load(), name) {
-		return no("the gateway lets this agent claim no such name; agents of its listener " + a.s.l.conf.Load().name + " would have to")
+		return no("the gateway lets this agent claim no such name; an entry of agents at its listener " + a.s.l.conf.Load().name + " that has the agent under from needs it under names")
 	}
 	if err := a.s.g.env.Agents.Claim(name, a); err != nil {
 		return err

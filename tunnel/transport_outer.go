@@ -215,7 +215,7 @@ func (o *outer) connect(ctx context.Context, hop string, dial func(context.Conte
 	tc := tls.Client(h2.NewGate(nc), conf)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		_ = nc.Close()
-		return nil, "", handshakeError(hop, err, false)
+		return nil, "", proxyTLSError(hop, err, conf.ServerName)
 	}
 	switch protocol = tc.ConnectionState().NegotiatedProtocol; {
 	case protocol == "" && o.form == tunWebSocket:
@@ -225,6 +225,26 @@ func (o *outer) connect(ctx context.Context, hop string, dial func(context.Conte
 		return nil, "", &Error{Cause: CauseHopProtocol, Hop: hop, Reason: fmt.Sprintf("the proxy agreed on protocol %q, and tun: %s needs h2", protocol, o.form)}
 	}
 	return tc, protocol, nil
+}
+
+// proxyTLSError says why TLS with the proxy has failed.
+func proxyTLSError(hop string, err error, name string) error {
+	err = handshakeError(hop, err, false)
+	var own *Error
+	if !errors.As(err, &own) {
+		return err
+	}
+	var host x509.HostnameError
+	var authority x509.UnknownAuthorityError
+	switch {
+	case errors.As(own.Err, &host):
+		own.Reason = "the proxy's certificate is not for " + name + "; if it is the right one, write the name that it is for in tls.serverName of the hop"
+	case errors.As(own.Err, &authority):
+		own.Reason = "the proxy's certificate was signed by none of the CAs that are believed; name the right one in tls.roots of the hop"
+	case own.Cause == CauseHopProtocol:
+		own.Reason = "the proxy does not speak TLS on this port; use another one, or tls: {none: true}"
+	}
+	return own
 }
 
 // authorization is the value of the field that shows the token, "" for none.
@@ -364,7 +384,12 @@ func (o *outer) judge(hop string, resp *h2.Header) error {
 // refusedBy is a no, of the gateway behind the proxy or of the proxy itself.
 func refusedBy(hop string, status int, statuses []string, challenge string) error {
 	refused := &RefusedError{Status: status, Hop: hop, Statuses: parseProxyStatus(statuses)}
-	if len(refused.Statuses) == 0 || challenge == "" {
+	switch {
+	case len(refused.Statuses) == 0 && status >= 500:
+		return fmt.Errorf("%w: that is the proxy's own answer: it does not reach the gateway behind it", refused)
+	case len(refused.Statuses) == 0:
+		return fmt.Errorf("%w: that is the proxy's own answer: it does not let this through; look at authority, path and token of the hop, and try tun: GRPC or WEBSOCKET", refused)
+	case challenge == "":
 		return refused
 	}
 	return fmt.Errorf("%w: %q", refused, cut(challenge))

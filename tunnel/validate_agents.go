@@ -16,6 +16,11 @@ func (v *validator) agents(at string, l *ListenerConfig) {
 		v.note(at+".agents", "agents register at a listener of kind hbone; remove agents, or write kind: hbone")
 		return
 	}
+	if len(l.Agents) > 0 && !slices.ContainsFunc(v.cfg.Routes, func(r RouteConfig) bool {
+		return r.Agents
+	}) {
+		v.note(at+".agents", "no route leads to agents, so no flow would reach them; add one, such as {hosts: [NAME], agents: true}")
+	}
 	for i := range l.Agents {
 		c, place := &l.Agents[i], fmt.Sprintf("%s.agents[%d]", at, i)
 		if len(c.From) == 0 {

@@ -32,6 +32,7 @@ func TestAgentMemory(t *testing.T) {
 	hub := m.configured(t, "server", fmt.Sprintf(`
 listeners:
 - {name: mesh, kind: hbone, address: "$ADDR", agents: [{from: [%q], names: ["*.devices.example"], maxConnections: %d}]}
+routes: [{hosts: ["*.devices.example"], agents: true}]
 log: {level: warn}
 `, clientID, memoryAgents))
 	conf := m.clientTLS(t, "client", serverID)

@@ -75,6 +75,7 @@ hops:
 		{"a route with via", hub, "agents: true", `agents: true, via: ["gw:1"]`, "agents are reached on the connections that they have dialled"},
 		{"a route with source", hub, "agents: true", `agents: true, source: keep`, "an agent sees this gateway"},
 		{"a route to local", hub, "destinations: [\"fd00::/8\"]", "destinations: [local]", "what is local is reached directly"},
+		{"agents without a route", hub, ", agents: true", "", "no route leads to agents"},
 		{"a route to no agents", hub, "agents: [{from: [cluster.local/ns/devices/*], names: [\"{sa}.devices.example\", \"*.cams.example\"]}]", "strict: false", "no agent can register"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -203,7 +203,12 @@ routes: [{via: [exit]}]
 hops:
   exit: {address: "%[1]s"}
   wrong: {address: "%[1]s", identity: spiffe://cluster.local/ns/default/sa/somebody}
-`, exit.address)))
+  corp: {address: "%[2]s", proxy: http}
+  down: {address: "%[3]s", proxy: socks5}
+  lb: {address: "%[1]s", tun: GRPC}
+  plain: {address: "%[2]s", tun: GRPC}
+  clear: {address: "%[2]s", tun: GRPC, tls: {none: true}}
+`, exit.address, exit.admin, closed)))
 	tests := []struct {
 		name string
 		args []string
@@ -218,6 +223,11 @@ hops:
 		{"nothing listens", append(m.flags("entry"), closed), 1, "nothing listens on port"},
 		{"says nothing", append(m.flags("entry"), "--timeout", "300ms", silent.Addr().String()), 1, "the hop does not answer in TLS"},
 		{"speaks plain HTTP", append(m.flags("entry"), exit.admin), 1, "the hop does not speak TLS on this port"},
+		{"a proxy", []string{"-c", file, "corp"}, 0, "a proxy of others (proxy: http)"},
+		{"a proxy that is down", []string{"-c", file, "down"}, 1, "is the proxy running"},
+		{"a balancer with another name", []string{"-c", file, "lb"}, 1, "in tls.serverName of the hop"},
+		{"a balancer without TLS", []string{"-c", file, "plain"}, 1, "tls: {none: true}"},
+		{"a balancer in the clear", []string{"-c", file, "clear"}, 0, "TCP, without TLS"},
 		{"no such name", append(m.flags("entry"), "no-such-host.invalid:15008"), 1, "does not resolve"},
 	}
 	for _, tt := range tests {

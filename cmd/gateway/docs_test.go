@@ -304,6 +304,8 @@ func importDir(dir, pkg string) string {
 		pkg = "policy/extauthz"
 	case "jwt":
 		pkg = "pki/jwt"
+	case "bearer":
+		pkg = "pki/bearer"
 	case "endpoint":
 		pkg = "tunnel/endpoint"
 	}

@@ -28,7 +28,8 @@ func pingCommand() *cobra.Command {
 		Use:   "ping HOP",
 		Short: "Connect to a hop and show its identity, the transport and the round trip, or why not",
 		Long: `Connect to a hop as this gateway would: TCP, mutual TLS, HTTP/2. HOP is a name from the
-configuration (-c FILE) or host:port. No tunnel is opened.`,
+configuration (-c FILE) or host:port. No tunnel is opened. A hop that is a proxy of others (tun, proxy) has
+no identity: TCP is tried, and TLS where it is spoken, and neither the token nor who is behind it.`,
 		Args: oneArg("HOP", "exit.example:15008"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.changed = cmd.Flags().Changed
@@ -73,8 +74,11 @@ func ping(cmd *cobra.Command, r *runFlags, name string, timeout time.Duration) e
 	defer cancel()
 	var errs []error
 	for _, address := range hopAddresses(hop) {
-		result, err := pingHop(ctx, source, address, hop.Identity)
-		if err == nil {
+		if hop.Tun != "" || hop.Proxy != "" {
+			err = pingProxy(ctx, cmd.OutOrStdout(), name, address, &hop)
+		} else if result, problem := pingHop(ctx, source, address, hop.Identity); problem != nil {
+			err = problem
+		} else {
 			err = result.print(cmd.OutOrStdout(), name, source.ID())
 		}
 		if err != nil {
@@ -126,7 +130,7 @@ func pingHop(ctx context.Context, source *pki.Source, address, id string) (*pong
 	start := time.Now()
 	nc, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 	if err != nil {
-		return nil, dialError(address, err)
+		return nil, dialError(address, "is the gateway running, and is that its hbone port?", err)
 	}
 	defer nc.Close()
 	result := &pong{address: nc.RemoteAddr(), dial: time.Since(start)}
@@ -182,8 +186,8 @@ func alertHint(err error) error {
 	return err
 }
 
-// dialError adds the likely cause to an error of connecting to a hop.
-func dialError(address string, err error) error {
+// dialError adds the likely cause to an error of connecting to a hop, and, where nothing listens there, what to ask.
+func dialError(address, ask string, err error) error {
 	_, port, _ := net.SplitHostPort(address)
 	var dns *net.DNSError
 	hint := ""
@@ -191,7 +195,7 @@ func dialError(address string, err error) error {
 	case errors.As(err, &dns):
 		hint = "the name does not resolve on this host; check its spelling and the DNS settings"
 	case errors.Is(err, syscall.ECONNREFUSED):
-		hint = "nothing listens on port " + port + " there; is the gateway running, and is that its hbone port?"
+		hint = "nothing listens on port " + port + " there; " + ask
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
 		hint = "there is no way to that network from here"
 	case errors.Is(err, context.DeadlineExceeded), isTimeout(err):

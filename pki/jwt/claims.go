@@ -2,6 +2,7 @@ package jwt
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -136,7 +137,7 @@ func (t *Token) readAudiences(by *issuer) error {
 	if by.isFor(t.Audiences) {
 		return nil
 	}
-	return refuse(BadAudience, "aud names none of the audiences of the configuration")
+	return refuse(BadAudience, fmt.Sprintf("aud is %.200q, and none of the audiences of the configuration", strings.Join(t.Audiences, " ")))
 }
 
 // isFor reports whether tokens for these audiences are taken.

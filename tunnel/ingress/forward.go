@@ -112,7 +112,7 @@ func (q *exchange) forwarded(ctx context.Context, err error) error {
 	if why := q.body.err(); why != nil {
 		err = why
 	} else if ctx.Err() != nil && q.x.Context().Err() == nil {
-		err = &tunnel.Error{Cause: tunnel.CauseTimeout, Reason: "the request has taken longer than its route lets it", Err: err}
+		err = &tunnel.Error{Cause: tunnel.CauseTimeout, Reason: "the request has taken longer than http.timeout of its route"} // err is what came of that
 	} else if q.x.Context().Err() != nil && tunnel.CauseOf(err) != tunnel.CauseSourceBroke {
 		err = &tunnel.Error{Cause: tunnel.CauseSourceGone, Err: err}
 	}

@@ -230,16 +230,24 @@ func (c *conn) serveTLS(nc net.Conn, ahead []byte) {
 		c.peer, err = c.s.env.Identify(&cs, c.source.Addr())
 	}
 	if err != nil {
-		cause := tunnel.CauseMalformed
-		if tunnel.CauseOf(err) == tunnel.CauseTimeout {
-			cause = tunnel.CauseSlow
-		}
-		c.refuse(nc, &tunnel.Error{Cause: cause, Reason: "TLS handshake with server name " + fmt.Sprintf("%.100q", cs.ServerName), Err: err}, true)
+		c.refuse(nc, c.s.tls.failed(cs.ServerName, err), true)
 		return
 	}
 	c.covered.leaf, c.covered.sni = c.s.tls.leaf(cs.ServerName), strings.ToLower(strings.TrimSuffix(cs.ServerName, "."))
 	c.covered.verified.Store(time.Now().UnixNano())
 	c.serveInside(tc, cs.NegotiatedProtocol)
+}
+
+// failed says why the handshake with a client that asked for name has failed.
+func (t *tlsEnd) failed(name string, err error) error {
+	shown := fmt.Sprintf("%.100q", name)
+	switch {
+	case tunnel.CauseOf(err) == tunnel.CauseTimeout:
+		return &tunnel.Error{Cause: tunnel.CauseSlow, Reason: "TLS handshake with server name " + shown, Err: err}
+	case t.leaf(name) == nil:
+		return &tunnel.Error{Cause: tunnel.CauseMisdirected, Reason: "there is no certificate for server name " + shown + "; add one to certificates of the listener, or the name to pass"}
+	}
+	return &tunnel.Error{Cause: tunnel.CauseMalformed, Reason: "TLS handshake with server name " + shown, Err: err}
 }
 
 // serveInside serves what TLS has brought. HTTP/2 is spoken where ALPN says so, and only there.

@@ -152,6 +152,9 @@ func TestTLSRefused(t *testing.T) {
 		})
 	}
 	e.gw.Close()
+	if log := e.log.String(); !strings.Contains(log, `reason=misdirected err="not served on this connection: there is no certificate for server name \"unknown.example\"; add one`) {
+		t.Errorf("the record does not say what is missing:\n%s", log)
+	}
 	if s := e.gw.Stats(); s.Flows != 5 || s.Connections != 0 {
 		t.Errorf("%d records and %d connections, want 5 and 0\n%s", s.Flows, s.Connections, e.log)
 	}
