@@ -111,7 +111,7 @@ func TestAskedFlows(t *testing.T) {
 				if err := p.Refusal(testContext(t), tt.to); tunnel.CauseOf(err) != tunnel.CauseDenied {
 					t.Errorf("the flow = %v, want that it is denied", err)
 				}
-				waitUntil(t, "the record", func() bool { return p.Exit.Stats().Ended["denied"] == 1 })
+				waitUntil(t, "the record", func() bool { s := p.Exit.Stats(); return s.Ended["denied"] == 1 && s.Active == 0 })
 				if log := p.Log.String(); !strings.Contains(log, "rule="+tt.refused) {
 					t.Errorf("the record does not name %s:\n%s", tt.refused, log)
 				}
