@@ -151,6 +151,13 @@ type fakePlaces struct {
 	dials  map[string]int
 }
 
+// dialled is how many places were.
+func (p *fakePlaces) dialled() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.dials)
+}
+
 func (p *fakePlaces) dial(ctx context.Context, e *Endpoint) (net.Conn, error) {
 	p.mu.Lock()
 	err, answer := p.dead[e.String()], p.answer

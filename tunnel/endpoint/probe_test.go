@@ -112,7 +112,7 @@ func TestProbesAreSpread(t *testing.T) {
 		s := probing(t, 100, HealthConfig{Probe: ProbeConnect}, p)
 		defer s.Close()
 		time.Sleep(5*time.Second + 1)
-		if got := len(p.dials); got != 51 {
+		if got := p.dialled(); got != 51 {
 			t.Errorf("%d endpoints were probed in half an interval, want 51", got)
 		}
 		time.Sleep(time.Minute)
