@@ -52,6 +52,7 @@ type Carrier struct {
 	hop     spiffe.ID // the last hop; zero: none
 	trace   traceID   // of the tunnel; zero: none
 	entered []addrPair
+	agent   *agentConn // that it leads to; nil: to none
 }
 
 // Open connects to the destination of x, by its route. The connection may serve others after it, see Reuse. Where an endpoint is
@@ -81,6 +82,9 @@ func (x *Exchange) Open(take func(CarrierKey) *Carrier, failed error) (*Carrier,
 		if c.hop != (spiffe.ID{}) {
 			c.trace = cmp.Or(f.shown.next, f.trace)
 		}
+		if s, ok := end.(*agentStream); ok {
+			c.agent = s.from
+		}
 	}
 	x.stands(c)
 	return c, nil
@@ -106,7 +110,7 @@ func (f *Flow) exchangeTried() []*endpoint.Lease {
 // stands notes that x goes by c.
 func (x *Exchange) stands(c *Carrier) {
 	s := x.f.shown
-	s.dialled, s.hopID, s.next = c.addr, c.hop, traceID{}
+	s.dialled, s.hopID, s.next, s.agent = c.addr, c.hop, traceID{}, c.agent
 	if c.trace != x.f.trace {
 		s.next = c.trace
 	}

@@ -127,6 +127,7 @@ func (x *Exchange) Traceparent(parent string) string {
 func (x *Exchange) Answer(status int) {
 	x.f.shown.status = status
 	x.f.marks.Or(markAnswered)
+	x.f.lookAgain()
 }
 
 // Sent counts n bytes of the request's body; where policy limits the flow's bytes it waits. It may be called by the goroutine

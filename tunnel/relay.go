@@ -227,6 +227,24 @@ func (f *Flow) decideAgain(p *plan) *asks {
 	return (*asks)(nil).with(&r, &d)
 }
 
+// lookAgain ends the flow, which stands from now on, if it may not pass any more since it was decided about: whoever looks at
+// all flows that stand has not seen it.
+func (f *Flow) lookAgain() {
+	if p := f.g.plan.Load(); p != nil && p != f.plan {
+		if q := f.decideAgain(p); q != nil { // a reload did not wait for it
+			f.askAgain(f.g.base, q)
+		}
+		if why := f.agentProblem(p); why != nil { // nor did that
+			f.cut(why)
+		}
+	}
+	if f.shown != nil {
+		if why := f.tokenProblem(time.Now(), f.g.plan.Load().expiryEnds); why != nil { // Recheck did not wait for it either
+			f.cut(why)
+		}
+	}
+}
+
 // report tells, once, what the rules that are not in force yet would have decided.
 func (g *Gateway) report(f *Flow, d *policy.Decision) {
 	if d.Report == nil || f.marks.Or(markReported)&markReported != 0 {
@@ -263,19 +281,7 @@ func (f *Flow) relay(accepted Conn, ahead []byte, opened Conn) {
 		f.g.record(f, f.reason())
 		return
 	}
-	if p := f.g.plan.Load(); p != nil && p != f.plan {
-		if q := f.decideAgain(p); q != nil { // a reload did not wait for it
-			f.askAgain(f.g.base, q)
-		}
-		if why := f.agentProblem(p); why != nil { // nor did that
-			f.cut(why)
-		}
-	}
-	if f.shown != nil {
-		if why := f.tokenProblem(time.Now(), f.g.plan.Load().expiryEnds); why != nil { // Recheck did not wait for it either
-			f.cut(why)
-		}
-	}
+	f.lookAgain()
 	f.left.Store(2)
 	fromAccepted, acceptedPipes := accepted.(Stream)
 	fromOpened, openedPipes := opened.(Stream)

@@ -433,6 +433,9 @@ func (f *Flow) agent() *agentConn {
 	if s, ok := f.in.dst.(*agentStream); ok {
 		return s.from
 	}
+	if f.marked(markAnswered) && f.shown != nil {
+		return f.shown.agent
+	}
 	return nil
 }
 

@@ -35,6 +35,7 @@ type shown struct {
 	dialled netip.AddrPort  // by an exchange; not valid: nothing yet
 	hopID   spiffe.ID       // of an exchange: the last hop of the connection that it has gone by; zero: none
 	next    traceID         // in which the flow went on, where that is not its own; zero: nowhere, or in its own
+	agent   *agentConn      // to which an exchange goes; nil: to none
 	status  int             // of an exchange's answer; 0: none
 	headers []policy.Header // that policy wants added to the request
 }

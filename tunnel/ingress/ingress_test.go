@@ -36,16 +36,21 @@ type edge struct {
 	log *tunneltest.Log
 }
 
+// edgeConfig is what an edge has by default.
+func edgeConfig() *tunnel.Config {
+	return &tunnel.Config{
+		Listeners: []tunnel.ListenerConfig{{Name: "edge", Kind: tunnel.KindIngress, Address: edgeListen}},
+		Routes:    []tunnel.RouteConfig{{Listeners: []string{"edge"}, From: "any", To: appListen}},
+	}
+}
+
 // newEdge starts a gateway whose listener "edge" is as mend leaves it; by default every request goes to appListen.
 func newEdge(t testing.TB, mend func(*tunnel.Config)) *edge { return newEdgeWith(t, nil, mend) }
 
 func newEdgeWith(t testing.TB, issuer ingress.Issuer, mend func(*tunnel.Config)) *edge {
 	t.Helper()
 	e := &edge{net: memnet.New(), ca: tunneltest.NewCA(t), log: new(tunneltest.Log)}
-	cfg := &tunnel.Config{
-		Listeners: []tunnel.ListenerConfig{{Name: "edge", Kind: tunnel.KindIngress, Address: edgeListen}},
-		Routes:    []tunnel.RouteConfig{{Listeners: []string{"edge"}, From: "any", To: appListen}},
-	}
+	cfg := edgeConfig()
 	id := e.ca.Issue(t, "cluster.local", "default", "edge")
 	e.gw = tunneltest.NewGateway(t, e.net, edgeAddr, id, cfg, mend, func(env *tunnel.Env) {
 		env.Servers = map[string]func(*tunnel.Gateway, *tunnel.ListenerConfig) (tunnel.Server, error){
