@@ -47,7 +47,7 @@ func (q *exchange) try2(r *http.Request) (*http.Response, error) {
 			return nil, why
 		}
 		if !q.body.begun.Load() && (h2.Unprocessed(err) || q.replayable()) {
-			return nil, &againError{err: unanswered(err), stale: !fresh}
+			return nil, &againError{err: unanswered(err), stale: !fresh && c.conn.Slots() == 0} // one that takes requests and refuses them has been tried
 		}
 		return nil, unanswered(err)
 	}
