@@ -90,11 +90,12 @@ func (m *headerMatch) takes(value string) bool {
 }
 
 // errPath is why a path is not taken.
-var errPath = errors.New("the path has a segment . or .., a backslash or a control character")
+var errPath = errors.New("the path has a segment . or .., one that only parameters are added to, a backslash or a control character")
 
 // DecisionPath returns the path of a request in the one form that routes match and policy is asked about: decoded, as
 // url.URL.Path has it, with one slash where several follow each other. One that an application might read as another path is
-// an error: with a segment that is "." or "..", a backslash or a control character.
+// an error: with a segment that is "." or "..", or that is one of these or empty before parameters ("..;x", which servlet
+// containers take away before they look), a backslash or a control character.
 func DecisionPath(decoded string) (string, error) {
 	if decoded == "*" { // OPTIONS
 		return decoded, nil
@@ -104,7 +105,7 @@ func DecisionPath(decoded string) (string, error) {
 		switch c := decoded[i]; {
 		case c < ' ' || c == 0x7f || c == '\\':
 			return "", errPath
-		case c == '/' && i+1 < len(decoded) && (decoded[i+1] == '.' || decoded[i+1] == '/'):
+		case c == '/' && i+1 < len(decoded) && strings.IndexByte("./;", decoded[i+1]) >= 0:
 			plain = false
 		}
 	}
@@ -113,10 +114,11 @@ func DecisionPath(decoded string) (string, error) {
 	}
 	var b strings.Builder
 	for segment := range strings.SplitSeq(decoded, "/") {
-		switch segment {
-		case "":
+		name, _, more := strings.Cut(segment, ";")
+		switch {
+		case segment == "":
 			continue
-		case ".", "..":
+		case name == "." || name == ".." || name == "" && more:
 			return "", errPath
 		}
 		b.WriteByte('/')

@@ -103,6 +103,7 @@ func TestPolicyOfRequests(t *testing.T) {
 	}{
 		{"GET", "/", 200, "/edge"}, {"GET", "/admin", 403, ""}, {"GET", "//admin", 403, ""}, {"GET", "/%61dmin/x", 403, ""},
 		{"GET", "/administrator", 200, "/administratoredge"}, {"DELETE", "/", 403, ""},
+		{"GET", "/x/..;/admin", 400, ""}, {"GET", "/;/admin", 400, ""}, {"GET", "/.;v=1/admin", 400, ""}, {"GET", "/a;v=1/b..;", 200, "/a;v=1/b..;edge"},
 	} {
 		r, err := http.NewRequest(tt.method, "http://shop.example"+tt.path, nil)
 		if err != nil {
