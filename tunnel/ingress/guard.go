@@ -33,13 +33,13 @@ type guard struct {
 	heads int64 // that were let through, refused ones included
 	ended error // why nothing more is given
 
-	aborted   atomic.Bool           // net/http wants a read to end that is under way
-	switching atomic.Bool           // the last head asks for another protocol
-	broken    atomic.Bool           // the answer is: the client must not take it for complete
-	lingers   atomic.Bool           // the client may still send what nobody reads
-	body      atomic.Pointer[error] // what is wrong with a body; nil: nothing
-	faultAt   atomic.Int64          // the number of the head that was refused; 0: none
-	fault     atomic.Pointer[error] // why
+	aborted  atomic.Bool           // net/http wants a read to end that is under way
+	switchAt atomic.Int64          // the number of the head that asks for another protocol; 0: none
+	broken   atomic.Bool           // the answer is: the client must not take it for complete
+	lingers  atomic.Bool           // the client may still send what nobody reads
+	body     atomic.Pointer[error] // what is wrong with a body; nil: nothing
+	faultAt  atomic.Int64          // the number of the head that was refused; 0: none
+	fault    atomic.Pointer[error] // why
 }
 
 // guardState is what comes next from the client.
@@ -226,10 +226,10 @@ func (g *guard) letThrough(head []byte) {
 	}
 	g.heads++
 	g.give, g.state = len(head), guardGive
-	g.switching.Store(h.upgrade)
 	switch {
 	case h.upgrade:
 		g.next = guardRaw
+		g.switchAt.Store(g.heads)
 	case h.chunked:
 		g.next, g.chunk = guardChunked, chunkScanner{}
 	default:
