@@ -259,6 +259,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		return n, nil
 	case isEOF(err):
 		b.ended.Store(true)
+		q.mendTrailer()
 		_ = q.rc.SetReadDeadline(time.Time{}) // net/http reads on
 		return n, err
 	}

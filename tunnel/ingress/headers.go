@@ -3,8 +3,10 @@ package ingress
 import (
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 
+	"culvert/policy"
 	"culvert/tunnel"
 )
 
@@ -23,11 +25,41 @@ const (
 // toldOfOthers reports whether a field says something about the client that only a proxy between could know, so that it is taken
 // from trusted ones only.
 func toldOfOthers(name string) bool {
-	switch name {
+	switch name = plainName(name); name {
 	case headerForwarded, headerBaggage, headerTraceparent, headerTracestate, "X-Real-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "True-Client-Ip":
 		return true
 	}
 	return strings.HasPrefix(name, "X-Forwarded-") || strings.HasPrefix(name, "X-Envoy-")
+}
+
+// plainName is the name of a field that applications may take name for: many read X_Forwarded_For as X-Forwarded-For (RFC 3875,
+// section 4.1.18, has one variable for both).
+func plainName(name string) string {
+	if !strings.Contains(name, "_") {
+		return name
+	}
+	return http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
+}
+
+// framesOrProves reports whether a field may be no trailer, as it frames, routes or authenticates (RFC 9110, section 6.5.1).
+func framesOrProves(name string) bool {
+	switch plainName(name) {
+	case "Authorization", "Connection", "Content-Length", "Content-Type", "Cookie", "Expect", "Host", "Te", "Trailer", "Transfer-Encoding", "Upgrade", headerVia:
+		return true
+	}
+	return false
+}
+
+// mendTrailer takes out of the trailers of a request what counts only where the gateway has written it: an application may take
+// them for fields. It is called when the body has ended, by who reads that.
+func (q *exchange) mendTrailer() {
+	for name := range q.r.Trailer {
+		plain := plainName(name)
+		if framesOrProves(name) || !q.c.trusted && toldOfOthers(name) ||
+			slices.ContainsFunc(q.x.Headers(), func(h policy.Header) bool { return plainName(http.CanonicalHeaderKey(h.Name)) == plain }) {
+			delete(q.r.Trailer, name)
+		}
+	}
 }
 
 // clientOf is the client's address as trusted proxies have told it: the last one of X-Forwarded-For that is none of theirs. It is not

@@ -89,6 +89,12 @@ func (q *exchange) open(take func(tunnel.CarrierKey) *tunnel.Carrier) (*tunnel.C
 // obliged gives the request the fields that policy wants it to have.
 func (q *exchange) obliged(r *http.Request) {
 	for _, h := range q.x.Headers() {
+		plain := plainName(http.CanonicalHeaderKey(h.Name))
+		for name := range r.Header { // in another spelling that applications take for the same
+			if plainName(name) == plain {
+				delete(r.Header, name)
+			}
+		}
 		r.Header.Set(h.Name, h.Value)
 	}
 }
