@@ -183,22 +183,31 @@ func Serve(tb testing.TB, n *memnet.Net, address string, handle func(*memnet.Con
 	if err != nil {
 		tb.Fatal(err)
 	}
-	var open sync.Map
+	var mu sync.Mutex
+	open, over := make(map[*memnet.Conn]bool), false // guarded by mu
 	done := make(chan struct{})
 	go func() { // ends when the listener is closed and its connections are; the clean-up waits for it
 		defer close(done)
 		l.Serve(func(c *memnet.Conn) {
-			open.Store(c, nil)
-			defer open.Delete(c)
+			mu.Lock()
+			if open[c] = true; over {
+				_ = c.Close() // it was accepted when the test ended
+			}
+			mu.Unlock()
 			handle(c)
+			mu.Lock()
+			delete(open, c)
+			mu.Unlock()
 		})
 	}()
 	tb.Cleanup(func() {
 		_ = l.Close()
-		open.Range(func(c, _ any) bool {
-			_ = c.(*memnet.Conn).Close() // it may be closed
-			return true
-		})
+		mu.Lock()
+		over = true
+		for c := range open {
+			_ = c.Close() // it may be closed
+		}
+		mu.Unlock()
 		<-done
 	})
 }
