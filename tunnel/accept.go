@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -39,6 +40,8 @@ type listener struct {
 	spare   *spareFile // owned by acceptLoop
 
 	agentTLS atomic.Pointer[agentTLS] // the last one; nil: none yet
+
+	retired []Server // of configurations before, with connections; guarded by g.mu
 }
 
 // listenerConf is what a configuration says of a listener. It does not change.
@@ -198,11 +201,21 @@ func (l *listener) close() {
 	if conf := l.conf.Load(); conf != nil {
 		conf.close()
 	}
+	for _, s := range l.retired {
+		s.Close()
+	}
+	l.retired = nil
 }
 
-// reconfigure has the listener do what conf says from now on.
+// reconfigure has the listener do what conf says from now on. Called with g.mu held.
 func (l *listener) reconfigure(conf *listenerConf) {
-	l.conf.Swap(conf).close()
+	before := l.conf.Swap(conf)
+	if before.serves == nil {
+		before.close()
+	} else {
+		before.serves.Retire()
+		l.retired = append(slices.DeleteFunc(l.retired, Server.Over), before.serves)
+	}
 	if l.runs != nil {
 		l.runs.follow(l, conf)
 	}

@@ -137,6 +137,12 @@ type Server interface {
 	// Close ends connections on which nothing is under way, the others when that is over, and what was kept for flows to come. It
 	// returns at once. Serve may still be called.
 	Close()
+	// Retire is called when another server has taken the place of this one in the configuration. It is Close but for connections
+	// that wait for what their clients ask next: they end with the answer to that, or when nothing comes for long, so that no
+	// request is lost on its way. Close may follow.
+	Retire()
+	// Over reports whether there are no connections.
+	Over() bool
 }
 
 // Gateway carries flows: it accepts them on its listeners, decides, opens and relays, and keeps the

@@ -21,6 +21,9 @@ func (c *conn) serveHTTP1(w http.ResponseWriter, r *http.Request) {
 	c.requests++
 	fault := c.guard.faultOf(c.requests)
 	q := &exchange{c: c, w: w, r: r, rc: http.NewResponseController(w), switching: fault == nil && c.guard.switchAt.Load() == c.requests}
+	if c.s.retired.Load() {
+		w.Header().Set("Connection", "close")
+	}
 	if c.s.conf.ACME && c.tls == nil && fault == nil && strings.HasPrefix(r.URL.Path, challengePath) {
 		// What the CA asks while it validates a name is no flow; what nobody has asked it for is one.
 		c.s.env.Issuer.HTTPHandler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { q.serve(wayHTTP1, nil) })).ServeHTTP(w, r)

@@ -49,10 +49,16 @@ func newEdge(t testing.TB, mend func(*tunnel.Config)) *edge { return newEdgeWith
 
 func newEdgeWith(t testing.TB, issuer ingress.Issuer, mend func(*tunnel.Config)) *edge {
 	t.Helper()
+	return newEdgeEnv(t, issuer, mend, func(*tunnel.Env) {})
+}
+
+func newEdgeEnv(t testing.TB, issuer ingress.Issuer, mend func(*tunnel.Config), mendEnv func(*tunnel.Env)) *edge {
+	t.Helper()
 	e := &edge{net: memnet.New(), ca: tunneltest.NewCA(t), log: new(tunneltest.Log)}
 	cfg := edgeConfig()
 	id := e.ca.Issue(t, "cluster.local", "default", "edge")
 	e.gw = tunneltest.NewGateway(t, e.net, edgeAddr, id, cfg, mend, func(env *tunnel.Env) {
+		mendEnv(env)
 		env.Servers = map[string]func(*tunnel.Gateway, *tunnel.ListenerConfig) (tunnel.Server, error){
 			tunnel.KindIngress: ingress.New(ingress.Env{MeshTLS: env.ServerTLS, Identify: identify, Issuer: issuer, H2: h2.Config{PingInterval: -1}}),
 		}

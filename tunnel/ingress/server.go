@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"culvert/pki/spiffe"
@@ -83,6 +84,9 @@ type Server struct {
 	proxy     *httputil.ReverseProxy
 	pool      *pool
 	buffers   sync.Pool
+
+	open    atomic.Int64 // connections
+	retired atomic.Bool
 
 	mu     sync.Mutex
 	closed bool              // guarded by mu
@@ -203,6 +207,12 @@ func (s *Server) Inspect(in *tunnel.Inspected, done func()) {
 // Close has connections end when nothing is under way on them.
 func (s *Server) Close() {
 	s.http1.SetKeepAlivesEnabled(false)
+	s.Retire()
+}
+
+// Retire has connections of HTTP/1.1 end with the answer to the next request, as one may be on its way, and the others as Close does.
+func (s *Server) Retire() {
+	s.retired.Store(true)
 	s.mu.Lock()
 	s.closed = true
 	var list []*h2.Conn
@@ -216,6 +226,9 @@ func (s *Server) Close() {
 	s.pool.close()
 }
 
+// Over reports whether there are no connections.
+func (s *Server) Over() bool { return s.open.Load() == 0 }
+
 // drain has a connection of HTTP/2 end with its streams.
 func (s *Server) drain(c *h2.Conn) {
 	go func() { // ends with the connection's streams, or when the gateway closes the connection, which it waits for
@@ -226,7 +239,12 @@ func (s *Server) drain(c *h2.Conn) {
 
 // Serve finds out what a connection speaks and serves it.
 func (s *Server) Serve(nc net.Conn, done func()) {
-	c := &conn{s: s, name: s.name, done: done, source: addrPort(nc.RemoteAddr()), local: addrPort(nc.LocalAddr())}
+	s.open.Add(1)
+	c := &conn{s: s, name: s.name, source: addrPort(nc.RemoteAddr()), local: addrPort(nc.LocalAddr())}
+	c.done = func() {
+		s.open.Add(-1)
+		done()
+	}
 	var ahead []byte
 	if within(s.proxies, c.source.Addr()) {
 		var err error
@@ -248,7 +266,7 @@ func (s *Server) Serve(nc net.Conn, done func()) {
 		c.carry(nc, ahead, wayTCP)
 	case isNothing:
 		_ = nc.Close()
-		done()
+		c.done()
 	default:
 		c.refuse(nc, &tunnel.Error{Cause: tunnel.CauseMalformed, Reason: "the first bytes are of none of the protocols that the listener takes: " + strings.Join(s.protocols, ", ")}, false)
 	}
