@@ -2,10 +2,12 @@ package tunnel
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"time"
+
+	proxyproto "github.com/pires/go-proxyproto"
 
 	"culvert/pki/spiffe"
 )
@@ -57,46 +59,29 @@ func (g *Gateway) openAppTunnel(ctx context.Context, f *Flow) (Conn, error) {
 		g.stats.dialFailures.add(1)
 		return nil, fmt.Errorf("dial the workload's applicationTunnel: %w", timedOut(ctx, err))
 	}
-	if _, err := nc.Write(proxyHeader(f.Source, f.Target.AddrPort(), f.Peer)); err != nil { // which a new socket has room for
+	head, err := appTunnelHeader(f.Source, f.Target.AddrPort(), f.Peer)
+	if err == nil {
+		_, err = nc.Write(head) // which a new socket has room for
+	}
+	if err != nil {
 		_ = nc.Close()
 		return nil, fmt.Errorf("dial the workload's applicationTunnel: %w", err)
 	}
 	return newSocket(nc), nil
 }
 
-// The PROXY protocol, version 2 (section 2.2 of its specification), and the TLV in which ztunnel tells an identity.
-const (
-	proxySignature = "\r\n\r\n\x00\r\nQUIT\n"
-	proxyCommand   = 0x21 // version 2, PROXY
-	proxyTCP4      = 0x11
-	proxyTCP6      = 0x21
-	proxyUnknown   = 0x00
-	proxyTLVPeer   = 0xd0
-)
-
-// proxyHeader tells that a flow is from src, which need not be known, to dst, and of peer, if that is known.
-func proxyHeader(src, dst netip.AddrPort, peer spiffe.ID) []byte {
-	b := append(make([]byte, 0, 128), proxySignature...)
-	b = append(b, proxyCommand, proxyUnknown, 0, 0)
-	lengthAt := len(b) - 2
-	switch {
-	case !src.IsValid() || !dst.IsValid():
-	case src.Addr().Is4() && dst.Addr().Is4():
-		b[lengthAt-1] = proxyTCP4
-		b = append(append(b, src.Addr().AsSlice()...), dst.Addr().AsSlice()...)
-	default:
-		b[lengthAt-1] = proxyTCP6
-		s, d := src.Addr().As16(), dst.Addr().As16() // IPv4 as ::ffff:0:0/96
-		b = append(append(b, s[:]...), d[:]...)
-	}
-	if b[lengthAt-1] != proxyUnknown {
-		b = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(b, src.Port()), dst.Port())
+// appTunnelHeader tells that a flow is from src, which need not be known, to dst, and of peer, if that is known: as ztunnel does.
+func appTunnelHeader(src, dst netip.AddrPort, peer spiffe.ID) ([]byte, error) {
+	h := &proxyproto.Header{Version: 2, Command: proxyproto.PROXY, TransportProtocol: proxyproto.UNSPEC}
+	if src.IsValid() && dst.IsValid() {
+		h.TransportProtocol = proxyproto.TCPv6 // of two families: IPv4 as ::ffff:0:0/96
+		if src.Addr().Is4() && dst.Addr().Is4() {
+			h.TransportProtocol = proxyproto.TCPv4
+		}
+		h.SourceAddr, h.DestinationAddr = net.TCPAddrFromAddrPort(src), net.TCPAddrFromAddrPort(dst)
 	}
 	if !peer.IsZero() {
-		id := peer.String()
-		b = binary.BigEndian.AppendUint16(append(b, proxyTLVPeer), uint16(len(id)))
-		b = append(b, id...)
+		_ = h.SetTLVs([]proxyproto.TLV{peerTLV(peer)}) // as in Flow.proxyHeader
 	}
-	binary.BigEndian.PutUint16(b[lengthAt:], uint16(len(b)-lengthAt-2))
-	return b
+	return h.Format()
 }

@@ -8,7 +8,7 @@ import (
 	"culvert/pki/spiffe"
 )
 
-func TestProxyHeader(t *testing.T) {
+func TestAppTunnelHeader(t *testing.T) {
 	id, err := spiffe.Parse("spiffe://cluster.local/ns/shop/sa/web")
 	if err != nil {
 		t.Fatal(err)
@@ -31,8 +31,8 @@ func TestProxyHeader(t *testing.T) {
 		{"from nowhere", netip.AddrPort{}, ap("10.0.0.1:2"), id, sign + "\x21\x00\x00\x28" + tlv},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := string(proxyHeader(tt.src, tt.dst, tt.peer)); got != tt.want {
-				t.Errorf("%q, want %q", got, tt.want)
+			if got, err := appTunnelHeader(tt.src, tt.dst, tt.peer); err != nil || string(got) != tt.want {
+				t.Errorf("%q, %v, want %q", got, err, tt.want)
 			}
 		})
 	}

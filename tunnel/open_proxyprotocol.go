@@ -7,10 +7,17 @@ import (
 	"time"
 
 	proxyproto "github.com/pires/go-proxyproto"
+
+	"culvert/pki/spiffe"
 )
 
 // proxyVersions are the values of RouteConfig.ProxyProtocol.
 var proxyVersions = map[string]byte{"v1": 1, "v2": 2}
+
+// peerTLV tells an identity as ztunnel does.
+func peerTLV(id spiffe.ID) proxyproto.TLV {
+	return proxyproto.TLV{Type: 0xd0, Value: []byte(id.String())}
+}
 
 // tellProxy tells the destination at end where the flow comes from and where it wanted to go, before anything else is said. After an
 // error end is closed.
@@ -56,7 +63,7 @@ func (f *Flow) proxyHeader(wanted Target, dialled netip.AddrPort) *proxyproto.He
 		tlvs = append(tlvs, proxyproto.TLV{Type: proxyproto.PP2_TYPE_AUTHORITY, Value: []byte(wanted.Host)})
 	}
 	if !f.Peer.IsZero() {
-		tlvs = append(tlvs, proxyproto.TLV{Type: proxyTLVPeer, Value: []byte(f.Peer.String())})
+		tlvs = append(tlvs, peerTLV(f.Peer))
 	}
 	if f.via.proxy == 2 && len(tlvs) > 0 {
 		_ = h.SetTLVs(tlvs) // a name and an identity are shorter than it takes
