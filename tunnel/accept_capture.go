@@ -79,7 +79,7 @@ func (l *listener) newFlow(c *capture.Conn, nc net.Conn, conf *listenerConf) (*F
 	if c.Packets {
 		nc = c // which has an address of its own
 	}
-	f := &Flow{Listener: conf.name, Way: c.Way, Source: addrPort(nc.RemoteAddr()), UDP: c.Packets, Request: new(Request), Ended: l.connEnded, taken: true}
+	f := &Flow{Listener: conf.name, Way: c.Way, Source: addrPort(nc.RemoteAddr()), UDP: c.Packets, Request: new(Request), Ended: l.connEnded, Taken: true}
 	if id, mapped := conf.identities[c.User]; mapped && c.User != "" {
 		f.Peer = id
 	} else if conf.ours(c, f, &l.g.host) {

@@ -234,7 +234,7 @@ func (s *serverConn) newFlow(head *h2.Header, conf *listenerConf) *Flow {
 		r.fields = head
 	}
 	r.believe(s.trusted())
-	f := &Flow{Listener: conf.name, Way: WayConnect, Source: s.source, Peer: s.proof.id, Request: r, taken: true, from: s}
+	f := &Flow{Listener: conf.name, Way: WayConnect, Source: s.source, Peer: s.proof.id, Request: r, Taken: true, from: s}
 	f.passed = s.passedOf(head.Values(fieldVia))
 	if from := forwardedFor(r.Forwarded); from.IsValid() {
 		f.show().remote = from

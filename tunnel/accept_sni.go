@@ -36,7 +36,7 @@ func (l *listener) passTLS(nc net.Conn, conf *listenerConf, until time.Time) (_ 
 		return c.NetConn(), false // HBONE goes by identities; what name a peer writes does not matter there
 	}
 	f := &Flow{
-		Listener: conf.name, Way: WaySNI, Source: addrPort(nc.RemoteAddr()), Target: t, taken: true, Ended: l.connEnded,
+		Listener: conf.name, Way: WaySNI, Source: addrPort(nc.RemoteAddr()), Target: t, Taken: true, Ended: l.connEnded,
 		Request: &Request{Dialled: addrPort(nc.LocalAddr()).Addr(), Fault: err},
 	}
 	f.show().sni = hello.ServerName

@@ -29,7 +29,8 @@ func cutByDrain(ctx context.Context) error {
 // GOAWAY, twice: what a peer asks for before it can know is served, and what it asks for later is not
 // processed and may be sent elsewhere (RFC 9113, section 6.8). Then it closes the gateway. It returns nil if
 // no flow had to be cut, else ctx's error; the cause of ctx is in the records of those. Flows that others hand
-// to Carry are refused meanwhile. Called again while it runs, it makes the first call end at once.
+// to Carry are refused meanwhile, but for those that are Flow.Taken. Called again while it runs, it makes the
+// first call end at once.
 func (g *Gateway) Drain(ctx context.Context) error {
 	g.mu.Lock()
 	if g.state >= stateDraining {

@@ -37,7 +37,7 @@ type Exchange struct {
 func (g *Gateway) CarryExchange(ctx context.Context, f *Flow, a Exchanged) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	f.taken, f.cancel = true, cancel // so that it can be cut
+	f.Taken, f.cancel = true, cancel // so that it can be cut
 	x := &Exchange{f: f, ctx: ctx, gone: ctx.Done, waits: contextQuit{ctx}}
 	f.Request.x = x
 	err := g.enter(f, x.gone)

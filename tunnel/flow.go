@@ -32,11 +32,12 @@ type Flow struct {
 	Ended func()
 	// UDP tells that the flow is of datagrams. Its ends carry them as capsules (RFC 9297).
 	UDP bool
+	// Taken tells that a listener of this gateway has accepted it: it is served also while the gateway drains.
+	Taken bool
 
 	lean bool // nothing has happened since its goroutine was renewed; guarded as prev is, and here as there is room
 
 	// owned by the goroutine that carries the flow; not changed once it stands
-	taken   bool        // by a listener of this gateway: it is served also while the gateway drains
 	named   bool        // the route that took it names its destination
 	local   bool        // the destination is this host's own
 	asked   asked       // what policy has said of it

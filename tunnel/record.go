@@ -29,7 +29,7 @@ func (g *Gateway) admit(f *Flow) error {
 	switch {
 	case f.Request.Fault != nil:
 		return f.Request.Fault
-	case g.cutting.Load(), g.draining.Load() && !f.taken:
+	case g.cutting.Load(), g.draining.Load() && !f.Taken:
 		return errDraining
 	case g.env.Budget != nil && g.env.Budget.Full():
 		return &Error{Cause: CauseFull, Reason: "the memory for streams is used up; give the gateway more, or limit its listeners"}

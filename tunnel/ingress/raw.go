@@ -28,7 +28,7 @@ func (c *conn) refuse(nc net.Conn, err error, told bool) {
 // flow makes the flow that the whole connection is. It goes to the server name where TLS has told one, else to the address that
 // the client has connected to.
 func (c *conn) flow(way string) *tunnel.Flow {
-	f := &tunnel.Flow{Listener: c.name, Way: way, Source: c.source, Peer: c.peer, Ended: c.done}
+	f := &tunnel.Flow{Listener: c.name, Way: way, Source: c.source, Peer: c.peer, Ended: c.done, Taken: true}
 	f.Request = &tunnel.Request{Dialled: c.local.Addr()}
 	f.Target, f.Request.Fault = tunnel.TargetOf("", c.local.Addr(), c.local.Port())
 	if c.tls != nil && c.tls.ServerName != "" {
