@@ -82,7 +82,7 @@ func (x *Exchange) Open(take func(CarrierKey) *Carrier, failed error) (*Carrier,
 		if c.hop != (spiffe.ID{}) {
 			c.trace = cmp.Or(f.shown.next, f.trace)
 		}
-		if s, ok := end.(*agentStream); ok {
+		if s, ok := streamUnder(end).(*agentStream); ok {
 			c.agent = s.from
 		}
 	}

@@ -228,6 +228,16 @@ func (e *tlsEnd) read(p []byte) (int, error) {
 // errTruncated is the end of a connection on which the server has not said that it ends.
 var errTruncated = fmt.Errorf("the server has ended the connection without a close_notify: %w", io.ErrUnexpectedEOF)
 
+// streamUnder is the stream that c is made of, where TLS is spoken over one; else c.
+func streamUnder(c Conn) Conn {
+	if s, ok := c.(*socket); ok {
+		if under, ok := innermost(s.Conn).(*streamConn); ok {
+			return under.Stream
+		}
+	}
+	return c
+}
+
 // plainConn is what TLS is spoken over: the connection of a socket, or a stream that is made to look like one.
 func plainConn(c Conn) net.Conn {
 	switch c := c.(type) {

@@ -352,4 +352,7 @@ func TestTLSThroughAHop(t *testing.T) {
 	c.SetLinger(0)
 	c.Close() // the app breaks off: so does the server's connection
 	waitUntil(t, "the flow over", func() bool { return p.Exit.Stats().Active == 0 })
+	waitUntil(t, "a record with the hop below TLS", func() bool {
+		return strings.Contains(p.Log.String(), "host=api.example:443 hop=") && strings.Contains(p.Log.String(), " hop_id="+p.Exit.Self().String())
+	})
 }

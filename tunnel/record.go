@@ -196,7 +196,7 @@ func (f *Flow) hopID(err error) spiffe.ID {
 
 // hopOf is who the last hop is that c, the opened side of a flow, goes by, zero for none.
 func hopOf(c Conn) spiffe.ID {
-	switch s := c.(type) {
+	switch s := streamUnder(c).(type) {
 	case *pooledStream:
 		return s.from.Peer()
 	case *agentStream:
@@ -341,7 +341,7 @@ func (f *Flow) info() FlowInfo {
 	i.Trace, i.Target = f.trace.String(), f.Target.String()
 	if i.Stands = f.in.dst != nil || f.marked(markAnswered); i.Stands { // not stands, as mu is held
 		i.Hop, i.Rule = f.via.leadsTo(), f.rule
-		if s, ok := f.in.dst.(*agentStream); ok {
+		if s, ok := streamUnder(f.in.dst).(*agentStream); ok {
 			i.Agent = s.from.proof.id.String()
 		}
 		if f.lease != nil {

@@ -430,7 +430,7 @@ func (f *Flow) agentProblem(p *plan) error {
 func (f *Flow) agent() *agentConn {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if s, ok := f.in.dst.(*agentStream); ok {
+	if s, ok := streamUnder(f.in.dst).(*agentStream); ok {
 		return s.from
 	}
 	if f.marked(markAnswered) && f.shown != nil {
