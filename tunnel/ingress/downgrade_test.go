@@ -175,19 +175,28 @@ func TestDowngradesThatAreRefused(t *testing.T) {
 			if tt.trailer != nil {
 				p.WriteHeaders(1, true, tt.trailer...)
 			}
-			if f := p.WantAny(1, "a refusal"); f.Type != h2test.RSTStream && (f.Type != h2test.Headers || f.Value(":status") < "400") {
-				t.Errorf("%v, want a refusal", f)
-			}
+			f := p.WantAny(1, "a refusal")
 			p.Close()
 			e.gw.Close()
-			if got := app.String(); got != "" {
-				t.Errorf("the application has got %q", got)
-			}
-			s := e.gw.Stats()
-			if s.Flows != 1 || s.Active != 0 || s.Connections != 0 {
+			got, s := app.String(), e.gw.Stats()
+			if s.Flows > 1 || s.Active != 0 || s.Connections != 0 {
 				t.Errorf("%d flows, %d active, %d connections; want 1, 0, 0", s.Flows, s.Active, s.Connections)
 			}
-			if log := e.log.String(); !strings.Contains(log, "way=h2") || !strings.Contains(log, "err=") {
+			if len(tt.body) > 0 {
+				// What is wrong comes behind the head: by then that may have gone on, alone, and have had its answer; or the stream
+				// was reset before anybody has looked at it, and is no flow.
+				if strings.Count(got, " HTTP/1.1\r\n") > 1 || strings.Contains(got, "/smuggled") {
+					t.Errorf("the application has got %q", got)
+				}
+				return
+			}
+			if f.Type != h2test.RSTStream && (f.Type != h2test.Headers || f.Value(":status") < "400") {
+				t.Errorf("%v, want a refusal", f)
+			}
+			if got != "" {
+				t.Errorf("the application has got %q", got)
+			}
+			if log := e.log.String(); s.Flows != 1 || !strings.Contains(log, "way=h2") || !strings.Contains(log, "err=") {
 				t.Errorf("no record with a reason:\n%s", log)
 			}
 		})

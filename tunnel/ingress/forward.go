@@ -81,6 +81,8 @@ func (q *exchange) Forward(x *tunnel.Exchange) (err error) {
 	if r.ContentLength != 0 {
 		q.body.q = q
 		r.Body = &q.body
+		// An answer may begin while the request goes on (RFC 9112, section 9.3); net/http would first read all of that.
+		_ = q.rc.EnableFullDuplex() // HTTP/2 needs no permission
 	}
 	defer q.body.finish()
 	if q.switching {
