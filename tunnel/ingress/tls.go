@@ -55,8 +55,6 @@ func (s *Server) newTLS() (*tlsEnd, error) {
 			tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 		},
 		GetCertificate: t.certificate,
-		WrapSession:    t.wrapSession,
-		UnwrapSession:  t.unwrapSession,
 	}
 	if len(s.conf.Protocols) == 0 || s.speaks2() {
 		t.config.NextProtos = []string{alpnHTTP2, alpnHTTP1}
@@ -79,7 +77,7 @@ func (s *Server) newTLS() (*tlsEnd, error) {
 			!slices.ContainsFunc(hello.SupportedProtos, func(p string) bool { return p == alpnHTTP2 || p == alpnHTTP1 }) {
 			return none, nil
 		}
-		return nil, nil
+		return t.stamped(hello), nil
 	}
 	return t, nil
 }
@@ -171,23 +169,25 @@ func (t *tlsEnd) stamp(name string) []byte {
 	return sum[:]
 }
 
-// wrapSession is tls.Config.WrapSession.
-func (t *tlsEnd) wrapSession(cs tls.ConnectionState, ss *tls.SessionState) ([]byte, error) {
-	ss.Extra = append(ss.Extra, t.stamp(cs.ServerName))
-	return t.config.EncryptTicket(cs, ss)
-}
-
-// unwrapSession is tls.Config.UnwrapSession: a session ends with its certificate.
-func (t *tlsEnd) unwrapSession(ticket []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
-	ss, err := t.config.DecryptTicket(ticket, cs)
-	if err != nil || ss == nil {
-		return nil, err
+// stamped is the configuration for one connection: its sessions end with the certificate that there was when it began. Where that
+// changes meanwhile the next connection is a full handshake.
+func (t *tlsEnd) stamped(hello *tls.ClientHelloInfo) *tls.Config {
+	conf, stamp := t.config.Clone(), t.stamp(hello.ServerName)
+	conf.WrapSession = func(cs tls.ConnectionState, ss *tls.SessionState) ([]byte, error) {
+		ss.Extra = append(ss.Extra, stamp)
+		return t.config.EncryptTicket(cs, ss)
 	}
-	stamp := t.stamp(cs.ServerName)
-	if stamp == nil || len(ss.Extra) == 0 || !bytes.Equal(ss.Extra[len(ss.Extra)-1], stamp) {
-		return nil, nil // a full handshake
+	conf.UnwrapSession = func(ticket []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
+		ss, err := t.config.DecryptTicket(ticket, cs)
+		if err != nil || ss == nil {
+			return nil, err
+		}
+		if stamp == nil || len(ss.Extra) == 0 || !bytes.Equal(ss.Extra[len(ss.Extra)-1], stamp) {
+			return nil, nil // a full handshake
+		}
+		return ss, nil
 	}
-	return ss, nil
+	return conf
 }
 
 // serveTLS passes TLS on unopened, or ends it and serves what is inside.
