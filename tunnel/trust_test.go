@@ -73,7 +73,7 @@ func TestRecheckEndsFlowsOfRevokedPeer(t *testing.T) {
 		t.Errorf("the flow of the revoked peer reads %v, want ECONNRESET", err)
 	}
 	wantEcho(t, lives, "the other lives on")
-	waitUntil(t, "the record", func() bool { return p.Exit.Stats().Ended["revoked"] == 1 })
+	waitUntil(t, "the record", func() bool { return p.Exit.Stats().Ended["revoked"] >= 1 }) // 2 where the one before was not over yet
 	if log := p.Log.String(); !strings.Contains(log, "reason=revoked") || !strings.Contains(log, "revoked by a test") {
 		t.Errorf("the log does not say why:\n%s", log)
 	}
