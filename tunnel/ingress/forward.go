@@ -102,8 +102,23 @@ func (q *exchange) proxied(r *http.Request) (err error) {
 			panic(p)
 		}
 	}()
-	q.c.s.proxy.ServeHTTP(q.w, r)
+	q.c.s.proxy.ServeHTTP(answerWriter{q.w, q}, r)
 	return q.err
+}
+
+// answerWriter is what the proxy writes an answer to. The proxy flushes the head at once, from another goroutine.
+type answerWriter struct {
+	http.ResponseWriter
+	q *exchange
+}
+
+// FlushError sends what is written so far. An answer without a body goes as one: gRPC takes a status in a head for one
+// only where the stream ends with that head ("Trailers-Only" of gRPC over HTTP/2).
+func (w answerWriter) FlushError() error {
+	if w.q.bodiless {
+		return nil
+	}
+	return w.q.rc.Flush()
 }
 
 // forwarded notes how forwarding has ended. What the client did wrong counts before what followed from that.
@@ -242,6 +257,7 @@ func (q *exchange) redirect(route *tunnel.RouteHTTPConfig) {
 // answer readies the answer of the destination for the client.
 func (q *exchange) answer(r *http.Response) error {
 	q.x.Answer(r.StatusCode)
+	q.bodiless = r.ContentLength == 0
 	change(r.Header, &q.route().ResponseHeaders)
 	return nil
 }

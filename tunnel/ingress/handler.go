@@ -77,6 +77,7 @@ type exchange struct {
 	body      requestBody
 	switching bool  // the client asks for another protocol, and what comes next is of that, or nothing
 	refused   bool  // it was answered with no
+	bodiless  bool  // the answer is its head
 	failed    error // why the last try did not
 	err       error // why it did not end well
 }
@@ -243,6 +244,11 @@ type requestBody struct {
 func (b *requestBody) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.read(p)
+}
+
+// read is Read. Called with mu held.
+func (b *requestBody) read(p []byte) (int, error) {
 	if why := b.err(); why != nil || b.closed {
 		return 0, cmp.Or(why, http.ErrBodyReadAfterClose)
 	}

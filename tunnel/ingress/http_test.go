@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sync/errgroup"
+
 	"culvert/policy"
 	"culvert/tunnel"
 	"culvert/tunnel/tunneltest/memnet"
@@ -308,6 +310,50 @@ func TestGRPCShape(t *testing.T) {
 	rest, err := io.ReadAll(resp.Body)
 	if err != nil || len(rest) != 0 || resp.Trailer.Get("Grpc-Status") != "0" {
 		t.Errorf("the end: %q, %v, trailers %v", rest, err, resp.Trailer)
+	}
+}
+
+// An answer that is its head ends with that, every time: to gRPC a status in the head is one only then.
+func TestBodilessAnswers(t *testing.T) {
+	e := newEdge(t, nil)
+	e.serve(t, appListen, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/grpc")
+		w.Header().Set("Grpc-Status", "15")
+		w.Header()["Content-Length"] = nil // none: what the client knows of it, it knows from the end of the stream
+	})
+	c := e.client(t, http2)
+	ask := func() error {
+		r, err := http.NewRequest("POST", "http://shop.example/pkg.Service/Call", strings.NewReader("asked"))
+		if err != nil {
+			return err
+		}
+		r.Header.Set("Te", "trailers")
+		r.Header.Set("Content-Type", "application/grpc") // asked by HTTP/2
+		resp, err := c.Do(r)
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+			return err
+		}
+		if resp.ContentLength != 0 || resp.Header.Get("Grpc-Status") != "15" {
+			return fmt.Errorf("the head does not end the answer: %v", resp.Header)
+		}
+		return nil
+	}
+	var all errgroup.Group
+	for range 8 { // one after another they hardly ever went wrong
+		all.Go(func() error {
+			for range 250 {
+				if err := ask(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := all.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -41,18 +41,51 @@ func (q *exchange) try2(r *http.Request) (*http.Response, error) {
 		pool.share(q.x.Key(), c)
 	}
 	q.obliged(r)
+	body := &triedBody{b: &q.body}
+	if q.body.q != nil {
+		r.Body = body
+	}
 	resp, err := c.conn.RoundTrip(r)
 	if err != nil {
 		if why := q.body.err(); why != nil {
 			return nil, why
 		}
-		if !q.body.begun.Load() && (h2.Unprocessed(err) || q.replayable()) {
+		if body.unread() && (h2.Unprocessed(err) || q.replayable()) {
 			return nil, &againError{err: unanswered(err), stale: !fresh && c.conn.Slots() == 0} // one that takes requests and refuses them has been tried
 		}
 		return nil, unanswered(err)
 	}
 	resp.Body = &answerBody2{q: q, body: resp.Body}
 	return resp, nil
+}
+
+// triedBody is the body of a request for one try, which may close it and leave it to the next.
+type triedBody struct {
+	b    *requestBody
+	over bool // guarded by b.mu
+}
+
+// Read reads the body.
+func (t *triedBody) Read(p []byte) (int, error) {
+	t.b.mu.Lock()
+	defer t.b.mu.Unlock()
+	if t.over {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	return t.b.read(p)
+}
+
+// Close ends nothing.
+func (t *triedBody) Close() error { return nil }
+
+// unread ends the try and reports whether nothing of the body was read, and nothing will be by whoever sent it in this try.
+func (t *triedBody) unread() bool {
+	if !t.b.mu.TryLock() {
+		return false // somebody reads
+	}
+	defer t.b.mu.Unlock()
+	t.over = true
+	return !t.b.begun.Load()
 }
 
 // answerBody2 is the body of an answer of HTTP/2.
