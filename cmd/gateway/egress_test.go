@@ -35,13 +35,7 @@ func (m *mesh) configured(t *testing.T, name, text string) *gateway {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 	}
 	g.process = start(t, cmd)
-	within(t, "gateway ready", func() error {
-		if err := g.alive(); err != nil {
-			t.Fatal(err)
-		}
-		_, err := g.get("/readyz")
-		return err
-	})
+	g.ready(t)
 	return g
 }
 

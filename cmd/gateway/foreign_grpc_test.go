@@ -97,20 +97,7 @@ func TestForeignGRPC(t *testing.T) {
 				serving.Wait()
 			})
 			entry := m.forward(t, exit.addr, ln.Addr().String())
-			cc, err := grpc.NewClient("passthrough:///"+entry.addr, grpc.WithTransportCredentials(tt.client))
-			if err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
-			defer cancel()
-			c := pb.NewTestServiceClient(cc)
-			t.Run("unary", func(t *testing.T) { grpcUnary(ctx, t, c) })
-			t.Run("client stream", func(t *testing.T) { grpcClientStream(ctx, t, c) })
-			t.Run("bidi stream", func(t *testing.T) { grpcBidi(ctx, t, c) })
-			t.Run("cancelled", func(t *testing.T) { grpcCancelled(ctx, t, c, service) })
-			if err := cc.Close(); err != nil {
-				t.Error(err)
-			}
+			grpcCalls(t, service, entry.addr, grpc.WithTransportCredentials(tt.client))
 			entry.idle(t)
 			exit.idle(t)
 		})
@@ -118,6 +105,25 @@ func TestForeignGRPC(t *testing.T) {
 }
 
 // grpcUnary makes calls at the same time, and one that fails.
+// grpcCalls makes calls of every kind to service at addr, on one connection, which is closed then.
+func grpcCalls(t *testing.T, service echoService, addr string, options ...grpc.DialOption) {
+	t.Helper()
+	cc, err := grpc.NewClient("passthrough:///"+addr, options...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	c := pb.NewTestServiceClient(cc)
+	t.Run("unary", func(t *testing.T) { grpcUnary(ctx, t, c) })
+	t.Run("client stream", func(t *testing.T) { grpcClientStream(ctx, t, c) })
+	t.Run("bidi stream", func(t *testing.T) { grpcBidi(ctx, t, c) })
+	t.Run("cancelled", func(t *testing.T) { grpcCancelled(ctx, t, c, service) })
+	if err := cc.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func grpcUnary(ctx context.Context, t *testing.T, c pb.TestServiceClient) {
 	var all sync.WaitGroup
 	for range 50 {

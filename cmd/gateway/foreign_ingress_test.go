@@ -1,7 +1,6 @@
 package main_test
 
 import (
-	"context"
 	"crypto/x509"
 	"fmt"
 	"io"
@@ -9,8 +8,6 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
-	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -24,39 +21,12 @@ import (
 // edge starts a gateway by a file, whose listener is of kind ingress. routes are YAML.
 func (m *mesh) edge(t *testing.T, routes string) *gateway {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	m.issue(t, "edge", &x509.Certificate{DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}})
-	ln, admin := loopback(t), loopback(t)
-	g := &gateway{addr: ln.Addr().String(), admin: admin.Addr().String()}
-	m.write(t, "edge.yaml", fmt.Appendf(nil, `
-identity: {cert: client.pem, key: client.key, roots: root.pem}
-admin: {address: %q}
+	return m.configured(t, "client", `
 listeners:
-- {name: edge, kind: ingress, address: %q, ingress: {certificates: [{cert: edge.pem, key: edge.key}]}}
+- {name: edge, kind: ingress, address: "$ADDR", ingress: {certificates: [{cert: edge.pem, key: edge.key}]}}
 routes:
-%s`, g.admin, g.addr, routes))
-	cmd := exec.Command(self, "run", "-c", m.path("edge.yaml"))
-	cmd.Env = append(os.Environ(), asGateway+"=1", "LISTEN_FDS=2")
-	for _, l := range []*net.TCPListener{ln, admin} {
-		f, err := l.File()
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = l.Close()
-		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
-	}
-	g.process = start(t, cmd)
-	within(t, "gateway ready", func() error {
-		if err := g.alive(); err != nil {
-			t.Fatal(err)
-		}
-		_, err := g.get("/readyz")
-		return err
-	})
-	return g
+`+routes)
 }
 
 // TestForeignIngress has curl, nghttp and h2load before an ingress listener, in the clear and in TLS, and a web server behind it:
@@ -114,20 +84,7 @@ func TestForeignIngressGRPC(t *testing.T) {
 	edge := m.edge(t, fmt.Sprintf("- {from: any, to: %q, http: {prefix: /grpc.testing.TestService}}\n", ln.Addr()))
 	for name, creds := range map[string]credentials.TransportCredentials{"plain": insecure.NewCredentials(), "TLS": credentials.NewClientTLSFromCert(m.roots, "localhost")} {
 		t.Run(name, func(t *testing.T) {
-			cc, err := grpc.NewClient("passthrough:///"+edge.addr, grpc.WithTransportCredentials(creds), grpc.WithAuthority("localhost"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
-			defer cancel()
-			c := pb.NewTestServiceClient(cc)
-			t.Run("unary", func(t *testing.T) { grpcUnary(ctx, t, c) })
-			t.Run("client stream", func(t *testing.T) { grpcClientStream(ctx, t, c) })
-			t.Run("bidi stream", func(t *testing.T) { grpcBidi(ctx, t, c) })
-			t.Run("cancelled", func(t *testing.T) { grpcCancelled(ctx, t, c, service) })
-			if err := cc.Close(); err != nil {
-				t.Error(err)
-			}
+			grpcCalls(t, service, edge.addr, grpc.WithTransportCredentials(creds), grpc.WithAuthority("localhost"))
 			edge.idle(t)
 		})
 	}

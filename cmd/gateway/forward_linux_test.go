@@ -196,10 +196,7 @@ func TestInheritedSockets(t *testing.T) {
 	cmd.ExtraFiles = append(cmd.ExtraFiles, files...)
 	cmd.Env = append(cmd.Env, "LISTEN_FDS=4")
 	g.process = start(t, cmd)
-	within(t, "gateway ready", func() error {
-		_, err := g.get("/readyz")
-		return err
-	})
+	g.ready(t)
 	if text := g.out.String(); strings.Contains(text, "was closed") {
 		t.Errorf("a socket was not taken:\n%s", text)
 	}

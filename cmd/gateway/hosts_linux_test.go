@@ -288,13 +288,7 @@ func (m *mesh) commandOn(t *testing.T, h *host, command, admin, name string, fla
 	cmd := exec.Command(program(t, "ip"), args...)
 	cmd.Env = append(os.Environ(), asGateway+"=1")
 	g.process = start(t, cmd)
-	within(t, "gateway ready", func() error {
-		if err := g.alive(); err != nil {
-			t.Fatal(err)
-		}
-		_, err := g.get("/readyz")
-		return err
-	})
+	g.ready(t)
 	return g
 }
 

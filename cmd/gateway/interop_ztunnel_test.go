@@ -101,10 +101,7 @@ func TestZtunnel(t *testing.T) {
 	h.mid.types(member, string(joined))
 	g := &gateway{admin: "127.0.0.1:15100", dials: h.mid.dial}
 	g.process = start(t, h.mid.on(member, "run", "--admin", g.admin, "-c", write("gateway.yaml", ztunnelGateway)))
-	within(t, "gateway ready", func() error {
-		_, err := g.get("/readyz")
-		return err
-	})
+	g.ready(t)
 
 	// The workload in the other network, before which a gateway stands, too.
 	joined, err = h.mid.on(state, "ca", "token", "spiffe://cluster.local/ns/remote/sa/remote").Output()

@@ -45,13 +45,7 @@ func TestNetnsJoin(t *testing.T) {
 	gateway := func(at *host, args ...string) *gateway {
 		g := &gateway{admin: "127.0.0.1:15000", dials: at.dial}
 		g.process = start(t, at.on(states[at], append([]string{"run", "--admin", g.admin, "--hbone", ":15008"}, args...)...))
-		within(t, "gateway ready", func() error {
-			if err := g.alive(); err != nil {
-				t.Fatal(err)
-			}
-			_, err := g.get("/readyz")
-			return err
-		})
+		g.ready(t)
 		return g
 	}
 	gateway(h.mid, "--forward", "127.0.0.1:9001="+app4, "--via", appAddr+":15008")

@@ -303,6 +303,13 @@ func (m *mesh) gateway(t *testing.T, name string, flag ...string) *gateway {
 	t.Helper()
 	g, cmd := m.command(t, name, flag...)
 	g.process = start(t, cmd)
+	g.ready(t)
+	return g
+}
+
+// ready waits until the gateway takes flows.
+func (g *gateway) ready(t *testing.T) {
+	t.Helper()
 	within(t, "gateway ready", func() error {
 		if err := g.alive(); err != nil {
 			t.Fatal(err)
@@ -310,7 +317,6 @@ func (m *mesh) gateway(t *testing.T, name string, flag ...string) *gateway {
 		_, err := g.get("/readyz")
 		return err
 	})
-	return g
 }
 
 // command is how gateway starts one.
