@@ -247,7 +247,7 @@ func (c *http1Conn) answer(req *http.Request, form string) (*outerStream, error)
 	case tunWebSocket:
 		b.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n")
 		if key := req.Header.Get("Sec-WebSocket-Key"); key != "" {
-			fmt.Fprintf(&b, "Sec-WebSocket-Accept: %s\r\n", acceptOf(key))
+			fmt.Fprintf(&b, "Sec-WebSocket-Accept: %s\r\n", framing.WebSocketAccept(key))
 		}
 	case tunConnect:
 		b.WriteString("HTTP/1.1 200 OK\r\n")

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"culvert/tunnel/h2"
 	"culvert/tunnel/nowait"
 )
 
@@ -41,10 +42,15 @@ type socket struct {
 	raw     syscall.RawConn           // of a TCP connection that was written with tryWrite; guarded by wmu
 }
 
-// NewConn makes a Conn of a connection, such as an accepted TCP connection or one with TLS around it. To
-// half-close and to reset, nc, or what its NetConn method returns, needs the methods CloseWrite and
-// SetLinger of *net.TCPConn.
-func NewConn(nc net.Conn) Conn { return newSocket(nc) }
+// NewConn makes a Conn of a connection, such as an accepted TCP connection or one with TLS around it, or of a stream of
+// HTTP/2. To half-close and to reset, what is no stream, or what its NetConn method returns, needs the methods CloseWrite
+// and SetLinger of *net.TCPConn.
+func NewConn(nc net.Conn) Conn {
+	if s, ok := nc.(*h2.Stream); ok {
+		return &h2Stream{s}
+	}
+	return newSocket(nc)
+}
 
 // newSocket wraps nc, whose bytes must all be still to be read from it.
 func newSocket(nc net.Conn) *socket { return &socket{Conn: nc} }

@@ -4,9 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/rand"
-	"crypto/sha1"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -24,8 +21,6 @@ import (
 const (
 	// maxHeadBytes bounds the head of a request or an answer in HTTP/1.1: what HTTP/2 takes.
 	maxHeadBytes = h2.DefaultMaxHeaderListBytes
-	// webSocketGUID is what makes an accept of a key (RFC 6455, section 1.3).
-	webSocketGUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 )
 
 // errUsed is why a connection takes no second tunnel.
@@ -83,13 +78,11 @@ func (t *upgradeTransport) Connect(ctx context.Context, req *ConnectRequest) (St
 
 // upgrade writes the request and reads the answer (RFC 6455, section 4.1). What comes behind it is in the reader.
 func (t *upgradeTransport) upgrade(to Target, authorization string) (*bufio.Reader, error) {
-	var key [16]byte
-	_, _ = rand.Read(key[:]) // never fails
-	text := base64.StdEncoding.EncodeToString(key[:])
+	key := framing.WebSocketKey()
 	o := t.hop.outer
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\nX-Tun: %s\r\n",
-		o.path, o.authority, text, to)
+		o.path, o.authority, key, to)
 	if authorization != "" {
 		fmt.Fprintf(&b, "Authorization: %s\r\n", authorization)
 	}
@@ -110,18 +103,12 @@ func (t *upgradeTransport) upgrade(to Target, authorization string) (*bufio.Read
 	switch h := resp.Header; {
 	case resp.StatusCode != http.StatusSwitchingProtocols:
 		return nil, refusedBy(t.hop.Name, resp.StatusCode, h.Values(fieldProxyStatus), h.Get(fieldChallenge))
-	case !hasToken(h, "Connection", "upgrade") || !strings.EqualFold(h.Get("Upgrade"), protocolWebSocket) || h.Get("Sec-WebSocket-Accept") != acceptOf(text):
+	case !hasToken(h, "Connection", "upgrade") || !strings.EqualFold(h.Get("Upgrade"), protocolWebSocket) || h.Get("Sec-WebSocket-Accept") != framing.WebSocketAccept(key):
 		return nil, &Error{Cause: CauseHopProtocol, Hop: t.hop.Name, Reason: "the answer switches to something else than this WebSocket"}
 	case h.Get("Sec-WebSocket-Extensions") != "":
 		return nil, &Error{Cause: CauseHopProtocol, Hop: t.hop.Name, Reason: "the answer names an extension that was not asked for"}
 	}
 	return r, nil
-}
-
-// acceptOf is the answer to a key (RFC 6455, section 4.2.2).
-func acceptOf(key string) string {
-	sum := sha1.Sum([]byte(key + webSocketGUID))
-	return base64.StdEncoding.EncodeToString(sum[:])
 }
 
 // hasToken reports whether a list in a field has a token, without regard to case.

@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	pb "google.golang.org/grpc/interop/grpc_testing"
+
+	"culvert/tunnel/framing"
 )
 
 // edge starts a gateway by a file, whose listener is of kind ingress. routes are YAML.
@@ -61,6 +63,53 @@ func TestForeignIngress(t *testing.T) {
 			}
 			edge.idle(t)
 		})
+	}
+}
+
+// TestForeignIngressWebSocket has Chromium open a WebSocket on the connection of HTTP/2 that it has fetched the page on (RFC 8441), and
+// on one of HTTP/1.1, where it may have no other. The application knows those of HTTP/1.1 only.
+func TestForeignIngressWebSocket(t *testing.T) {
+	m := newMesh(t)
+	told := make(chan struct{}, 2)
+	app := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/":
+			w.Header().Set("Content-Type", "text/html")
+			_, _ = io.WriteString(w, `<body><script>
+const s = new WebSocket("wss://" + location.host + "/chat")
+s.onmessage = e => { document.body.append("the socket says " + e.data); s.send("thanks") }
+</script><img src="/after"></body>`)
+		case "/after": // the page is complete when the socket has spoken
+			select {
+			case <-told:
+			case <-r.Context().Done():
+			}
+		case "/chat":
+			c, rw, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			_, _ = fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: %s\r\n\r\n\x81\x05hello",
+				framing.WebSocketAccept(r.Header.Get("Sec-Websocket-Key")))
+			if _, err := io.ReadFull(rw, make([]byte, 2+4+6)); err != nil { // a frame with its mask
+				t.Error(err)
+			}
+			told <- struct{}{}
+		default:
+			w.WriteHeader(http.StatusNotFound)
+		}
+	})
+	edge := m.edge(t, fmt.Sprintf("- {from: any, to: %q}\n", app))
+	_, port, _ := net.SplitHostPort(edge.addr)
+	for way, args := range map[string][]string{"h2": nil, "http/1.1": {"--disable-http2"}} {
+		got := run(t, "chromium", append(append([]string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--user-data-dir=" + t.TempDir(),
+			"--ignore-certificate-errors", "--timeout=20000", "--dump-dom"}, args...), "https://localhost:"+port+"/")...)
+		if !strings.Contains(got, "the socket says hello") {
+			t.Errorf("%s: the page shows: %s", way, got)
+		}
+		edge.says(t, "msg=flow", "way="+way, "method=GET", "path=/chat")
 	}
 }
 

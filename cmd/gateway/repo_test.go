@@ -43,7 +43,7 @@ var repoImports = []repoImportRule{
 	{"tunnel/framing", nil},
 	{"tunnel/h2/...", []string{"tunnel/nowait"}},
 	{"tunnel/ssh", []string{"tunnel", "pki/*"}},
-	{"tunnel/ingress", []string{"tunnel", "tunnel/h2", "policy", "pki/*"}},
+	{"tunnel/ingress", []string{"tunnel", "tunnel/h2", "tunnel/framing", "policy", "pki/*"}},
 	{"tunnel/endpoint", []string{"pki/*"}},
 	{"tunnel", []string{"tunnel/h2", "tunnel/nowait", "tunnel/datagram", "tunnel/framing", "tunnel/endpoint", "capture", "policy", "pki/*"}},
 	{"h3", []string{"tunnel", "pki/*"}},

@@ -3,6 +3,8 @@ package framing
 import (
 	"bufio"
 	"crypto/rand"
+	"crypto/sha1"
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,6 +14,22 @@ import (
 	"time"
 	"unicode/utf8"
 )
+
+// webSocketGUID is what makes an accept of a key (RFC 6455, section 1.3).
+const webSocketGUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+// WebSocketKey returns a new Sec-WebSocket-Key (RFC 6455, section 4.1).
+func WebSocketKey() string {
+	key := make([]byte, 16)
+	_, _ = rand.Read(key) // never fails
+	return base64.StdEncoding.EncodeToString(key)
+}
+
+// WebSocketAccept returns the Sec-WebSocket-Accept that answers a key (RFC 6455, section 4.2.2).
+func WebSocketAccept(key string) string {
+	sum := sha1.Sum([]byte(key + webSocketGUID))
+	return base64.StdEncoding.EncodeToString(sum[:])
+}
 
 // The opcodes (RFC 6455, section 5.2).
 const (

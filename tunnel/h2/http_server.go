@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -16,8 +17,8 @@ import (
 // server would (RFC 9113, section 8; RFC 9110):
 //
 //   - The ResponseWriter is an [http.Flusher] and [http.Pusher], takes ReadFrom and WriteString, and
-//     supports [http.ResponseController] but for Hijack. 1xx answers are sent by WriteHeader, trailers
-//     by the Trailer header or [http.TrailerPrefix].
+//     supports [http.ResponseController], Hijack for tunnels only. 1xx answers are sent by WriteHeader,
+//     trailers by the Trailer header or [http.TrailerPrefix].
 //   - Request and response may flow at the same time. What a handler writes is sent at a Flush, when
 //     16 KiB are there, and at its end; no buffer is held in between.
 //   - CONNECT and extended CONNECT (RFC 8441) reach h as well, the latter with :protocol in
@@ -112,8 +113,9 @@ type streamHooks interface {
 // httpRequest is one request that a handler serves: its stream, its body and its answer.
 type httpRequest struct {
 	responseWriter
-	body   requestBody
-	cancel context.CancelFunc
+	body     requestBody
+	cancel   context.CancelFunc
+	hijacked bool // the stream is the handler's; owned by the handler's goroutine
 }
 
 // WriteHeader is responseWriter's, and notes that the handler has asked for the content itself.
@@ -122,6 +124,23 @@ func (x *httpRequest) WriteHeader(code int) {
 		x.body.awaited.Store(false)
 	}
 	x.responseWriter.WriteHeader(code)
+}
+
+// Hijack gives the handler the stream of a CONNECT that it has answered with 2xx, as the connection; the answer is sent first.
+// Nothing is buffered. The stream is closed when the handler returns. For other requests it returns [http.ErrNotSupported].
+// Response and request body must not be used any more.
+func (x *httpRequest) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	w := &x.responseWriter
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.isTunnel() || w.returned || w.written > 0 {
+		return nil, nil, http.ErrNotSupported
+	}
+	if err := w.flush(false); err != nil {
+		return nil, nil, err
+	}
+	w.returned, x.hijacked = true, true
+	return x.st, bufio.NewReadWriter(bufio.NewReader(x.st), bufio.NewWriter(x.st)), nil
 }
 
 func (x *httpRequest) informed(*Header)          {}
@@ -220,6 +239,9 @@ func (x *httpRequest) abandon(reason any) {
 // a complete answer; where that is not enough, RST_STREAM(NO_ERROR) tells the client to stop
 // (RFC 9113, section 8.1).
 func (x *httpRequest) finish() {
+	if x.hijacked {
+		return
+	}
 	if !x.complete() {
 		x.st.Reset(InternalError)
 		return

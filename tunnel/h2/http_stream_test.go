@@ -424,3 +424,55 @@ func TestHTTPDeadlines(t *testing.T) {
 		t.Errorf("Hijack = %v, want http.ErrNotSupported", err)
 	}
 }
+
+// A handler takes the stream of a CONNECT over when it has answered that, once, and not before.
+func TestHijack(t *testing.T) {
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rc := http.NewResponseController(w)
+		if _, _, err := rc.Hijack(); !errors.Is(err, http.ErrNotSupported) {
+			t.Errorf("Hijack before the answer = %v", err)
+		}
+		w.Header().Set("X-Said", "yes")
+		w.WriteHeader(http.StatusOK)
+		c, rw, err := rc.Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if _, _, err := rc.Hijack(); !errors.Is(err, http.ErrNotSupported) {
+			t.Errorf("Hijack again = %v", err)
+		}
+		if _, err := io.WriteString(w, "not this way"); err == nil {
+			t.Error("the ResponseWriter still writes")
+		}
+		if _, err := io.Copy(c, rw); err != nil {
+			t.Error(err)
+		}
+		if err := c.(*h2.Stream).CloseWrite(); err != nil {
+			t.Error(err)
+		}
+	})
+	addr := httpListen(t, &h2.Config{Handler: h2.HTTPHandler(h), EnableConnectProtocol: true}, true)
+	c := httpDial(t, nil, addr, true)
+	if _, err := c.Ping(t.Context()); err != nil { // the SETTINGS have come
+		t.Fatal(err)
+	}
+	for _, head := range []*h2.Header{{Method: "CONNECT", Authority: "a:1"}, {Method: "CONNECT", Protocol: "websocket", Scheme: "https", Authority: "a", Path: "/"}} {
+		st, err := c.Open(t.Context(), head, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if answer, err := st.Response(t.Context()); err != nil || answer.Status != 200 || answer.Get("x-said") != "yes" {
+			t.Fatalf("%v, %v", answer, err)
+		}
+		if _, err := io.WriteString(st, "there and back"); err != nil {
+			t.Fatal(err)
+		}
+		if err := st.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if all, err := io.ReadAll(st); err != nil || string(all) != "there and back" {
+			t.Errorf("%q, %v", all, err)
+		}
+	}
+}

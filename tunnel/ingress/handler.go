@@ -37,7 +37,10 @@ const challengePath = "/.well-known/acme-challenge/"
 
 // serveHTTP2Request serves a request of HTTP/2.
 func (c *conn) serveHTTP2Request(w http.ResponseWriter, r *http.Request) {
-	q := &exchange{c: c, w: w, r: r, rc: http.NewResponseController(w)}
+	q := &exchange{c: c, w: w, r: r, rc: http.NewResponseController(w), switching: isWebSocket2(r)}
+	if q.switching {
+		q.r = asUpgrade(r)
+	}
 	q.serve(wayHTTP2, nil)
 }
 
@@ -75,7 +78,7 @@ type exchange struct {
 	request   tunnel.Request
 	flow      tunnel.Flow
 	body      requestBody
-	switching bool  // the client asks for another protocol, and what comes next is of that, or nothing
+	switching bool  // the client asks for another protocol, and what comes next is of that, or nothing; in HTTP/2: for WebSocket
 	refused   bool  // it was answered with no
 	bodiless  bool  // the answer is its head
 	failed    error // why the last try did not

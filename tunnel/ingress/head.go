@@ -11,8 +11,8 @@ import (
 // maxFields is how many fields a head may have.
 const maxFields = 128
 
-// framing is what a head says of the message.
-type framing struct {
+// lengths is what a head says of the message.
+type lengths struct {
 	length  int64 // of the body, where it has one
 	chunked bool  // the body is in chunks
 	upgrade bool  // the client asks for another protocol
@@ -25,7 +25,7 @@ func malformed(reason string) error {
 
 // head is what is found in a head while it is checked.
 type head struct {
-	framing
+	lengths
 	target     []byte
 	old        bool // HTTP/1.0
 	host, size []byte
@@ -38,7 +38,7 @@ type head struct {
 
 // checkHead checks that the head of a request can be read in one way only (RFC 9112), and finds out where the message ends. b ends
 // with the empty line.
-func checkHead(b []byte) (framing, error) {
+func checkHead(b []byte) (lengths, error) {
 	var h head
 	line, rest, problem := cutLine(b)
 	if problem == "" {
@@ -49,7 +49,7 @@ func checkHead(b []byte) (framing, error) {
 			break
 		}
 		if n == maxFields {
-			return framing{}, &tunnel.Error{Cause: tunnel.CauseHeadTooLong, Reason: "the request has too many fields"}
+			return lengths{}, &tunnel.Error{Cause: tunnel.CauseHeadTooLong, Reason: "the request has too many fields"}
 		}
 		problem = h.field(line)
 	}
@@ -57,9 +57,9 @@ func checkHead(b []byte) (framing, error) {
 		problem = h.whole()
 	}
 	if problem != "" {
-		return framing{}, malformed(problem)
+		return lengths{}, malformed(problem)
 	}
-	return h.framing, nil
+	return h.lengths, nil
 }
 
 // cutLine cuts a line off b.

@@ -13,6 +13,8 @@ import (
 
 	"culvert/policy"
 	"culvert/tunnel"
+	"culvert/tunnel/framing"
+	"culvert/tunnel/h2"
 	"culvert/tunnel/tunneltest/memnet"
 )
 
@@ -260,6 +262,93 @@ func TestUpgrade(t *testing.T) {
 		t.Errorf("%d flows, %d active, %d connections", s.Flows, s.Active, s.Connections)
 	}
 	if log := e.log.String(); !strings.Contains(log, "status=101") {
+		t.Errorf("no record of it:\n%s", log)
+	}
+}
+
+// WebSocket asked for in HTTP/2 (RFC 8441): to policy, to routes and to the application it is the one of HTTP/1.1.
+func TestWebSocketInHTTP2(t *testing.T) {
+	e := newEdge(t, func(c *tunnel.Config) {
+		c.Policy.Rules = []policy.Rules{
+			{Name: "no-post", Action: policy.ActionDeny, Rules: []policy.Rule{{To: []policy.Operation{{NotMethods: []string{"GET"}}}}}},
+			{Name: "no-admin", Action: policy.ActionDeny, Rules: []policy.Rule{{To: []policy.Operation{{Paths: []string{"/admin"}}}}}},
+			{Name: "rest", Rules: []policy.Rule{{}}},
+		}
+	})
+	e.serve(t, appListen, func(w http.ResponseWriter, r *http.Request) {
+		key := r.Header.Get("Sec-Websocket-Key")
+		if r.Method != "GET" || r.ProtoMajor != 1 || r.Header.Get("Upgrade") != "websocket" || key == "" || r.Header.Get("Sec-Websocket-Version") != "13" || r.ContentLength != 0 {
+			t.Errorf("the application sees %s %s, %d bytes, %v", r.Method, r.Proto, r.ContentLength, r.Header)
+		}
+		accept := framing.WebSocketAccept(key)
+		switch r.URL.Path {
+		case "/no":
+			w.WriteHeader(http.StatusUpgradeRequired)
+			return
+		case "/ok":
+			fmt.Fprint(w, "not a WebSocket")
+			return
+		case "/liar":
+			accept = framing.WebSocketAccept("another")
+		}
+		c, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: %s\r\nSec-WebSocket-Protocol: chat\r\n\r\nfirst ", accept)
+		_, _ = io.Copy(c, rw)
+	})
+	hc, err := h2.NewClient(e.dial(t), &h2.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hc.Close()
+	if _, err := hc.Ping(t.Context()); err != nil { // its SETTINGS have come
+		t.Fatal(err)
+	}
+	ask := func(protocol, path string) (*h2.Stream, *h2.Header) {
+		t.Helper()
+		h := &h2.Header{Method: "CONNECT", Protocol: protocol, Scheme: "http", Authority: "shop.example", Path: path}
+		h.Add("sec-websocket-version", "13")
+		st, err := hc.Open(t.Context(), h, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := st.Response(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st, answer
+	}
+	for path, status := range map[string]int{"/no": 426, "/ok": 502, "/liar": 502, "/admin": 403} {
+		if _, answer := ask("websocket", path); answer.Status != status {
+			t.Errorf("%s: %d, want %d", path, answer.Status, status)
+		}
+	}
+	if _, answer := ask("connect-udp", "/chat"); answer.Status < 400 {
+		t.Errorf("another protocol: %d", answer.Status)
+	}
+	st, answer := ask("WebSocket", "/chat")
+	if answer.Status != 200 || answer.Get("sec-websocket-protocol") != "chat" || len(answer.Values("sec-websocket-accept")) > 0 {
+		t.Fatalf("%d %v", answer.Status, answer.Fields)
+	}
+	if _, err := io.WriteString(st, "and more"); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := io.ReadAll(st); err != nil || string(all) != "first and more" {
+		t.Errorf("%q, %v", all, err)
+	}
+	_ = hc.Close()
+	e.gw.Close()
+	if s := e.gw.Stats(); s.Active != 0 || s.Connections != 0 || s.Flows != 6 {
+		t.Errorf("%d flows, %d active, %d connections", s.Flows, s.Active, s.Connections)
+	}
+	if log := e.log.String(); !strings.Contains(log, "status=200") || !strings.Contains(log, "method=GET path=/chat") {
 		t.Errorf("no record of it:\n%s", log)
 	}
 }

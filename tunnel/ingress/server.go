@@ -312,7 +312,7 @@ func (c *conn) serveHTTP2(nc net.Conn) {
 		defer counted.end()
 		serve(st)
 	}
-	// Extended CONNECT is not announced: who wants WebSocket asks for it on a connection of HTTP/1.1 then (RFC 8441, section 3).
+	cfg.EnableConnectProtocol = true // for WebSocket
 	cfg.Budget, cfg.IdleTimeout = s.env.Budget, s.conf.IdleTimeout
 	cfg.MaxHeaderListBytes = uint32(s.conf.MaxHeadBytes)
 	cfg.OnOffence = func(hc *h2.Conn, err *h2.ConnError) { s.gateway.Offended(hc, c.peer, err) }

@@ -3,11 +3,13 @@ package ingress
 import (
 	"bufio"
 	"errors"
+	"maps"
 	"net/http"
 	"net/http/httputil"
 	"strings"
 
 	"culvert/tunnel"
+	"culvert/tunnel/framing"
 )
 
 // upgrade forwards a request that asks for another protocol, such as WebSocket. Where the destination agrees, the flow becomes one of
@@ -38,12 +40,32 @@ func (q *exchange) upgrade(r *http.Request) error {
 		return q.notSwitched(resp)
 	}
 	t := resp.Body.(*switched).t
-	if !strings.EqualFold(resp.Header.Get("Upgrade"), protocol) {
+	if !strings.EqualFold(resp.Header.Get("Upgrade"), protocol) || q.r.ProtoMajor == 2 && resp.Header.Get("Sec-Websocket-Accept") != framing.WebSocketAccept(q.r.Header.Get("Sec-Websocket-Key")) {
 		err := &tunnel.Error{Cause: tunnel.CauseHopProtocol, Reason: "the destination switches to another protocol than the client wants"}
 		t.fail(err)
 		return err
 	}
-	return q.relay(t, resp)
+	if q.r.ProtoMajor == 2 {
+		return q.relay2(t, resp)
+	}
+	return q.relay1(t, resp)
+}
+
+// isWebSocket2 reports whether a request of HTTP/2 asks for a WebSocket (RFC 8441, section 5).
+func isWebSocket2(r *http.Request) bool {
+	return r.Method == http.MethodConnect && strings.EqualFold(first(r.Header[":protocol"], ""), "websocket")
+}
+
+// asUpgrade is r, a request for a WebSocket of HTTP/2, as HTTP/1.1 has it: policy and routes see no difference, and nor does the
+// destination. The key that it lacks is made here.
+func asUpgrade(r *http.Request) *http.Request {
+	out := *r
+	out.Method, out.Body, out.ContentLength = http.MethodGet, http.NoBody, 0
+	out.Header = maps.Clone(r.Header)
+	delete(out.Header, ":protocol")
+	out.Header["Connection"], out.Header["Upgrade"] = []string{"Upgrade"}, []string{"websocket"}
+	out.Header["Sec-Websocket-Key"] = []string{framing.WebSocketKey()}
+	return &out
 }
 
 // roundTrip1 sends the request on a carrier of HTTP/1.1.
@@ -58,6 +80,9 @@ func (q *exchange) roundTrip1(r *http.Request) (*http.Response, error) {
 // notSwitched answers with what the destination says instead of switching.
 func (q *exchange) notSwitched(resp *http.Response) error {
 	defer resp.Body.Close()
+	if q.r.ProtoMajor == 2 && resp.StatusCode < 300 {
+		return &tunnel.Error{Cause: tunnel.CauseHopProtocol, Reason: "the destination answers the request for a WebSocket, and does not switch"} // a 2xx would say that it does
+	}
 	if err := q.answer(resp); err != nil {
 		return err
 	}
@@ -69,7 +94,9 @@ func (q *exchange) notSwitched(resp *http.Response) error {
 			h[name] = values
 		}
 	}
-	h.Set("Connection", "close")
+	if q.r.ProtoMajor == 1 {
+		h.Set("Connection", "close")
+	}
 	q.w.WriteHeader(resp.StatusCode)
 	buf := q.c.s.Get()
 	defer q.c.s.Put(buf)
@@ -89,8 +116,37 @@ func (q *exchange) notSwitched(resp *http.Response) error {
 	}
 }
 
-// relay takes the client's connection over, tells it that the protocol is switched, and relays bytes until both sides have ended.
-func (q *exchange) relay(t *trip, resp *http.Response) error {
+// relay2 tells the client, of HTTP/2, that its stream is a WebSocket now, and relays bytes until both sides have ended.
+func (q *exchange) relay2(t *trip, resp *http.Response) error {
+	if !t.stop() {
+		t.fail(nil)
+		return &tunnel.Error{Cause: tunnel.CauseSourceGone}
+	}
+	resp.StatusCode = http.StatusOK // RFC 8441, section 5
+	if err := q.answer(resp); err != nil {
+		t.fail(err)
+		return err
+	}
+	h := q.w.Header()
+	for name, values := range resp.Header {
+		switch name {
+		case "Connection", "Upgrade", "Sec-Websocket-Accept", "Content-Length", "Transfer-Encoding":
+		default:
+			h[name] = values
+		}
+	}
+	q.w.WriteHeader(resp.StatusCode)
+	nc, _, err := q.rc.Hijack()
+	if err != nil {
+		t.fail(err)
+		return &tunnel.Error{Cause: tunnel.CauseSourceGone, Err: err}
+	}
+	q.x.Relay(tunnel.NewConn(nc), nil, t.c.Carrier, append([]byte(nil), t.c.rest()...))
+	return nil
+}
+
+// relay1 takes the client's connection over, tells it that the protocol is switched, and relays bytes until both sides have ended.
+func (q *exchange) relay1(t *trip, resp *http.Response) error {
 	nc, rw, err := q.rc.Hijack()
 	if err != nil {
 		t.fail(err)
