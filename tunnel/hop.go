@@ -26,10 +26,11 @@ type Hop struct {
 	streamsPerConn int
 	spread         int // connections that flows are spread over
 	inner          *inner
-	sentBy         string    // what this gateway tells it to be
-	perTarget      bool      // it is a workload, to which an inner tunnel leads
-	outer          *outer    // it is a proxy of others; nil: a gateway
-	upstream       *upstream // it is one that connects to what it is asked for; nil: it is not
+	sentBy         string            // what this gateway tells it to be
+	perTarget      bool              // it is a workload, to which an inner tunnel leads
+	outer          *outer            // it is a proxy of others; nil: a gateway
+	forms          map[string]*outer // of its endpoints that want others than outer
+	upstream       *upstream         // it is one that connects to what it is asked for; nil: it is not
 }
 
 // inner is what is common to the workloads that are reached by a second tunnel inside of one to a hop.
@@ -178,6 +179,9 @@ func (c *chain) at(e *endpoint.Endpoint) *chain {
 	h.set, h.conf, h.endpoint, h.address = nil, nil, e, targetOf(e)
 	if len(e.Identities) > 0 {
 		h.Identities = e.Identities
+	}
+	if o := h.forms[e.Tun]; o != nil {
+		h.reachAs(o)
 	}
 	return &chain{last: &h, rest: c.rest, name: c.name, key: c.key + "\nat " + e.Key()}
 }

@@ -212,6 +212,18 @@ func TestValidate(t *testing.T) {
 		{"source with a port", func(c *Config) { c.Routes[0].Source, c.Routes[0].Via = "10.0.0.5:0", nil }, "routes[0].source", "such as 10.0.0.5"},
 		{"source that is none", func(c *Config) { c.Routes[0].Source, c.Routes[0].Via = "0.0.0.0", nil }, "routes[0].source", "such as 10.0.0.5"},
 		{"source beyond a hop", func(c *Config) { c.Routes[0].Source = "keep" }, "routes[0].source", "next hop"},
+		{"form of an endpoint of no proxy", func(c *Config) {
+			c.Hops["east"] = HopConfig{Config: endpoint.Config{Endpoints: []endpoint.EndpointConfig{{Address: "a:1"}, {Address: "b:1", Tun: "POST"}}}}
+		}, "hops.east.endpoints[1].tun", "give the hop one"},
+		{"unknown form of an endpoint", func(c *Config) {
+			c.Hops["east"] = HopConfig{Tun: "POST", Config: endpoint.Config{Endpoints: []endpoint.EndpointConfig{{Address: "a:1", Tun: "HBONE"}}}}
+		}, "hops.east.endpoints[0].tun", "POST, CONNECT, WEBSOCKET, GRPC"},
+		{"identity of a proxy among several", func(c *Config) {
+			c.Hops["east"] = HopConfig{Tun: "POST", Config: endpoint.Config{Endpoints: []endpoint.EndpointConfig{{Address: "a:1", Identities: []string{"spiffe://a/b"}}}}}
+		}, "hops.east.endpoints[0].identities", "inner"},
+		{"proxy that is pinged", func(c *Config) {
+			c.Hops["east"] = HopConfig{Tun: "POST", Config: endpoint.Config{Endpoints: []endpoint.EndpointConfig{{Address: "a:1"}}, Health: endpoint.HealthConfig{Probe: "ping"}}}
+		}, "hops.east.health.probe", "write connect"},
 		{"hop without address", func(c *Config) { c.Hops["east"] = HopConfig{} }, "hops.east", "no address"},
 		{"hop with both", func(c *Config) {
 			c.Hops["east"] = HopConfig{Address: "a:1", Config: endpoint.Config{Endpoints: []endpoint.EndpointConfig{{Address: "b:1"}}}}

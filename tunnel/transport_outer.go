@@ -58,14 +58,36 @@ type outer struct {
 	path      string
 	tls       HopTLSConfig
 	token     *bearer.Source // nil: none is shown
+	spread    int            // connections that flows are spread over
 	key       string         // what connections may be shared by
 
 	http1 atomic.Bool // its HTTP/2 has no extended CONNECT, so WebSockets are asked for in HTTP/1.1
 }
 
-// beProxy makes h one of others, as c says.
+// beProxy makes h one of others, as c says. Endpoints may want other forms.
 func (h *Hop) beProxy(c *HopConfig) {
-	o := &outer{form: c.Tun, authority: c.Authority, path: c.Path, tls: c.TLS, token: bearer.New(c.Token)}
+	token := bearer.New(c.Token)
+	first := h.newOuter(c.Tun, c, token)
+	for _, e := range c.Endpoints {
+		if e.Tun != "" && e.Tun != c.Tun && h.forms[e.Tun] == nil {
+			if h.forms == nil {
+				h.forms = make(map[string]*outer)
+			}
+			h.forms[e.Tun] = h.newOuter(e.Tun, c, token)
+		}
+	}
+	h.reachAs(first)
+	if h.inner == nil {
+		h.inner = new(inner)
+	}
+}
+
+// reachAs has h reached in the form of o.
+func (h *Hop) reachAs(o *outer) { h.outer, h.spread = o, o.spread }
+
+// newOuter makes how h, which c describes, is reached in one form.
+func (h *Hop) newOuter(form string, c *HopConfig, token *bearer.Source) *outer {
+	o := &outer{form: form, authority: c.Authority, path: c.Path, tls: c.TLS, token: token, spread: h.spread}
 	first := h.places()[0]
 	if o.authority == "" {
 		o.authority = first.Host
@@ -88,13 +110,10 @@ func (h *Hop) beProxy(c *HopConfig) {
 		of = new(bearer.OIDCConfig)
 	}
 	o.key = fmt.Sprintf("\n%s %s %s %v %v %v %v", o.form, o.authority, o.path, o.tls, c.Token.File, c.Token.Sign, *of)
-	if h.inner == nil {
-		h.inner = new(inner)
-	}
 	if c.Connections <= 0 && o.form == tunWebSocket {
-		h.spread = 1 // in HTTP/1.1 each carries one tunnel, and one that waits for the next is soon closed
+		o.spread = 1 // in HTTP/1.1 each carries one tunnel, and one that waits for the next is soon closed
 	}
-	h.outer = o
+	return o
 }
 
 // serverName is the name that the proxy must have.

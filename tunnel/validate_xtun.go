@@ -2,10 +2,12 @@ package tunnel
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
 	"culvert/pki/bearer"
+	"culvert/tunnel/endpoint"
 )
 
 // tunForms are the values of HopConfig.Tun.
@@ -45,7 +47,23 @@ func (v *validator) proxyHop(at string, h *HopConfig) {
 				v.note(at+"."+f.name, "only a hop that is a proxy of others has %s; remove it, or write tun: %s", f.name, tunPost)
 			}
 		}
+		for i, e := range h.Endpoints {
+			if e.Tun != "" {
+				v.note(fmt.Sprintf("%s.endpoints[%d].tun", at, i), "only endpoints of a hop that is a proxy of others have tun; remove it, or give the hop one, such as tun: %s", tunPost)
+			}
+		}
 		return
+	}
+	for i, e := range h.Endpoints {
+		if e.Tun != "" && !slices.Contains(tunForms, e.Tun) {
+			v.note(fmt.Sprintf("%s.endpoints[%d].tun", at, i), "%q is no form of a tunnel; it should be one of %s, or left out", e.Tun, strings.Join(tunForms, ", "))
+		}
+		if len(e.Identities) > 0 {
+			v.note(fmt.Sprintf("%s.endpoints[%d].identities", at, i), "a proxy of others has none; who the workload is stands in inner: {identities: […]} of the hop")
+		}
+	}
+	if h.Health.Probe == endpoint.ProbePing {
+		v.note(at+".health.probe", "a proxy of others is not known by an identity, and so not pinged; write %s", endpoint.ProbeConnect)
 	}
 	if !slices.Contains(tunForms, h.Tun) {
 		v.note(at+".tun", "%q is no form of a tunnel; it should be one of %s", h.Tun, strings.Join(tunForms, ", "))

@@ -3,6 +3,8 @@ package tunnel_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	"culvert/pki/jwt"
 	"culvert/policy"
 	"culvert/tunnel"
+	"culvert/tunnel/endpoint"
 	"culvert/tunnel/tunneltest"
 	"culvert/tunnel/tunneltest/memnet"
 )
@@ -119,6 +122,47 @@ func TestXTunCarriesFlows(t *testing.T) {
 				t.Errorf("the entry's record does not name the chain: %s", log)
 			}
 		})
+	}
+}
+
+// Each proxy of a hop may let tunnels pass in a form of its own.
+func TestXTunFormsOfEndpoints(t *testing.T) {
+	all := map[string]string{tunneltest.ExitAddr + ":15111": "POST", tunneltest.ExitAddr + ":15112": "GRPC", tunneltest.ExitAddr + ":15113": "WEBSOCKET"}
+	p := newOuterPair(t, "POST", outerOptions{
+		hop: func(h *tunnel.HopConfig) {
+			h.Address = ""
+			for address, form := range all {
+				if form == "POST" {
+					form = "" // as the hop says
+				}
+				h.Endpoints = append(h.Endpoints, endpoint.EndpointConfig{Address: address, Tun: form})
+			}
+		},
+		exit: func(c *tunnel.Config) {
+			c.Listeners, c.Routes[0].Listeners = nil, nil
+			for address, form := range all {
+				c.Listeners = append(c.Listeners, tunnel.ListenerConfig{Name: "only-" + form, Kind: tunnel.KindXTun, Address: address})
+			}
+		},
+	})
+	for i := range 9 { // each stays, so that the next goes elsewhere; and each is another destination, with a connection of its own
+		to := fmt.Sprintf("10.0.0.2:%d", 80+i)
+		tunneltest.Echo(t, p.net, to)
+		c, err := p.dial(t, to)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, p.log)
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, "x"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.entry.Close()
+	p.exit.Close()
+	for _, form := range all {
+		if log := p.log.String(); !strings.Contains(log, "listener=only-"+form+" ") || !strings.Contains(log, "outer=\""+form+" ") {
+			t.Errorf("no flow in the form %s:\n%s", form, log)
+		}
 	}
 }
 

@@ -39,8 +39,8 @@ type EndpointConfig struct {
 	// Identities are who it may be, each such as `spiffe://cluster.local/ns/shop/sa/orders`, where it is reached by a tunnel: a hop,
 	// or with Tun. Default: that of the hop, or any with the same trust domain and namespace as this gateway.
 	Identities []string `yaml:"identities"`
-	// Tun is how an endpoint of a service is reached: `HBONE` is a tunnel to port 15008 of its address, under this gateway's own
-	// identity. Default: a connection.
+	// Tun is how the endpoint is reached. Of a service: `HBONE` is a tunnel to port 15008 of its address, under this gateway's own
+	// identity; default: a connection. Of a hop that has `tun`: the form in which this one lets tunnels pass; default: the hop's.
 	Tun string `yaml:"tun"`
 	// Labels of the endpoint, for people.
 	Labels map[string]string `yaml:"labels"`

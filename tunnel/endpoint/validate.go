@@ -87,7 +87,7 @@ func (v *validator) endpoint(at string, e *EndpointConfig, hop bool) {
 		v.note(at+".address", "%q %v; it should be host:port, such as 10.0.0.9:8080", e.Address, err)
 	case hop && port == 0:
 		v.note(at+".address", "%q has no port; it should be host:port, such as gw.example:15008", e.Address)
-	case e.Tun == TunHBONE && host != "":
+	case e.Tun == TunHBONE && host != "" && !hop:
 		v.note(at+".address", "%q is a name, and a workload is asked for by its address; write that", e.Address)
 	}
 	if e.Weight < 0 || e.Weight > maxWeight {
@@ -104,9 +104,8 @@ func (v *validator) endpoint(at string, e *EndpointConfig, hop bool) {
 	switch {
 	case e.Tun == "" && len(e.Identities) > 0 && !hop:
 		v.note(at+".identities", "an endpoint that is reached without a tunnel proves no identity; add tun: %s, or remove identities", TunHBONE)
-	case e.Tun == "" || e.Tun == TunHBONE && !hop:
-	case hop:
-		v.note(at+".tun", "a hop is reached by a tunnel anyhow; remove tun")
+	case hop: // whoever knows the hop knows what its endpoints may be
+	case e.Tun == "" || e.Tun == TunHBONE:
 	default:
 		v.note(at+".tun", "%q is no way to reach an endpoint; it should be %s, or left out", e.Tun, TunHBONE)
 	}
