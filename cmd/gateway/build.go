@@ -59,6 +59,7 @@ func build(ctx context.Context, cfg *Config, p *places, log *logging, s *sockets
 
 	memory := processMemory(cfg.Memory)
 	limitMemory(memory)
+	paceMemory(memory)
 	b.budget = h2.NewBudget(memory / bufferShare)
 
 	if err := b.openNames(cfg); err != nil {
