@@ -41,11 +41,11 @@ func (g *Gateway) addXTun(conf *listenerConf, x *XTunConfig) {
 	case x.Cert != "":
 		cert, key := x.Cert, x.Key
 		conf.proxyTLS = func() (*tls.Config, error) {
-			pair, err := tls.LoadX509KeyPair(cert, key)
+			files, err := g.env.OriginTLS(&TLSConfig{Cert: cert, Key: key})
 			if err != nil {
 				return nil, err
 			}
-			return forProxies(&tls.Config{Certificates: []tls.Certificate{pair}}), nil
+			return forProxies(&tls.Config{Certificates: files.Certificates}), nil
 		}
 	}
 }

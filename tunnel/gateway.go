@@ -43,7 +43,8 @@ type Env struct {
 	ClientTLS func(hop *Hop) *tls.Config
 
 	// OriginTLS returns the roots and the certificate that c names, as they are now; the gateway adds the rest. It is called
-	// for each flow of a route with TLS, and must not block for long. Required with such a route.
+	// for each flow of a route with TLS and for each connection to or from proxies whose files are named, and must not block for
+	// long. Required with these.
 	OriginTLS func(c *TLSConfig) (*tls.Config, error)
 
 	// Identify returns who the peer of a finished TLS handshake is, which came from an address, or was connected to there.
@@ -271,40 +272,8 @@ func (g *Gateway) compile(cfg *Config) (*plan, error) {
 	if err := cfg.Validate(kinds...); err != nil {
 		return nil, err
 	}
-	for i := range cfg.Listeners {
-		l := &cfg.Listeners[i]
-		if (l.Kind == KindHBONE || l.Kind == KindXTun) && g.env.ServerTLS == nil {
-			return nil, fmt.Errorf("tunnel: an %s listener and no TLS configuration for it (Env.ServerTLS)", l.Kind)
-		}
-		if (l.XTun != nil || l.Kind == KindXTun) && g.env.VerifyToken == nil {
-			return nil, errors.New("tunnel: a listener that takes x-tun and nobody who verifies tokens (Env.VerifyToken)")
-		}
-	}
-	for i := range cfg.Listeners {
-		if cfg.Listeners[i].Kind == KindAgent && g.env.ClientTLS == nil {
-			return nil, errors.New("tunnel: an agent listener and no TLS configuration for its hop (Env.ClientTLS)")
-		}
-	}
-	for name, h := range cfg.Hops {
-		switch {
-		case h.Login != "" && g.env.Login == nil:
-			return nil, fmt.Errorf("tunnel: hop %s has a login and nothing reads it (Env.Login)", name)
-		case h.Proxy == proxyHTTPS && g.env.OriginTLS == nil:
-			return nil, fmt.Errorf("tunnel: hop %s is an https proxy and nothing reads its roots (Env.OriginTLS)", name)
-		}
-	}
-	for i := range cfg.Routes {
-		if cfg.Routes[i].TLS != nil && g.env.OriginTLS == nil {
-			return nil, errors.New("tunnel: a route with tls and nothing that reads its files (Env.OriginTLS)")
-		}
-		if len(cfg.Routes[i].Via) > 0 && g.env.ClientTLS == nil {
-			return nil, errors.New("tunnel: a hop and no TLS configuration for it (Env.ClientTLS)")
-		}
-	}
-	for _, s := range cfg.Services {
-		if g.env.ClientTLS == nil && slices.ContainsFunc(s.Endpoints, func(e endpoint.EndpointConfig) bool { return e.Tun != "" }) {
-			return nil, errors.New("tunnel: an endpoint that is reached by a tunnel and no TLS configuration for it (Env.ClientTLS)")
-		}
+	if err := g.env.lacks(cfg); err != nil {
+		return nil, err
 	}
 	p, err := compile(cfg, g.env.Self())
 	if err != nil {
@@ -321,6 +290,49 @@ func (g *Gateway) compile(cfg *Config) (*plan, error) {
 		return nil, errors.New("tunnel: Env.Decide has returned no Decider")
 	}
 	return p, nil
+}
+
+// lacks says what cfg needs and e does not have.
+func (e *Env) lacks(cfg *Config) error {
+	for i := range cfg.Listeners {
+		l := &cfg.Listeners[i]
+		if (l.Kind == KindHBONE || l.Kind == KindXTun) && e.ServerTLS == nil {
+			return fmt.Errorf("tunnel: an %s listener and no TLS configuration for it (Env.ServerTLS)", l.Kind)
+		}
+		if (l.XTun != nil || l.Kind == KindXTun) && e.VerifyToken == nil {
+			return errors.New("tunnel: a listener that takes x-tun and nobody who verifies tokens (Env.VerifyToken)")
+		}
+		if l.XTun != nil && l.XTun.Cert != "" && e.OriginTLS == nil {
+			return errors.New("tunnel: a listener that takes x-tun in TLS and nothing that reads its files (Env.OriginTLS)")
+		}
+		if l.Kind == KindAgent && e.ClientTLS == nil {
+			return errors.New("tunnel: an agent listener and no TLS configuration for its hop (Env.ClientTLS)")
+		}
+	}
+	for name, h := range cfg.Hops {
+		switch {
+		case h.Login != "" && e.Login == nil:
+			return fmt.Errorf("tunnel: hop %s has a login and nothing reads it (Env.Login)", name)
+		case h.Proxy == proxyHTTPS && e.OriginTLS == nil:
+			return fmt.Errorf("tunnel: hop %s is an https proxy and nothing reads its roots (Env.OriginTLS)", name)
+		case h.TLS.Roots != "" && e.OriginTLS == nil:
+			return fmt.Errorf("tunnel: hop %s has tls.roots and nothing reads them (Env.OriginTLS)", name)
+		}
+	}
+	for i := range cfg.Routes {
+		if cfg.Routes[i].TLS != nil && e.OriginTLS == nil {
+			return errors.New("tunnel: a route with tls and nothing that reads its files (Env.OriginTLS)")
+		}
+		if len(cfg.Routes[i].Via) > 0 && e.ClientTLS == nil {
+			return errors.New("tunnel: a hop and no TLS configuration for it (Env.ClientTLS)")
+		}
+	}
+	for _, s := range cfg.Services {
+		if e.ClientTLS == nil && slices.ContainsFunc(s.Endpoints, func(one endpoint.EndpointConfig) bool { return one.Tun != "" }) {
+			return errors.New("tunnel: an endpoint that is reached by a tunnel and no TLS configuration for it (Env.ClientTLS)")
+		}
+	}
+	return nil
 }
 
 // Start opens the listeners of the configuration given to New and serves them, until Drain or Close.

@@ -7,11 +7,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"mime"
 	"net"
 	"net/http"
-	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -47,9 +45,6 @@ const (
 	defaultTunPath  = "/x-tun"
 	defaultGRPCPath = "/culvert.XTun/Tunnel"
 )
-
-// maxRootsBytes bounds the file with the CAs of a proxy.
-const maxRootsBytes = 1 << 20
 
 // outer is how a hop is reached that is a load balancer or proxy of others.
 type outer struct {
@@ -137,7 +132,7 @@ func (o *outer) scheme() string {
 }
 
 // tlsConfig is that of a connection to the proxy.
-func (o *outer) tlsConfig() (*tls.Config, error) {
+func (o *outer) tlsConfig(g *Gateway) (*tls.Config, error) {
 	conf := &tls.Config{ServerName: o.serverName(), MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"}, DynamicRecordSizingDisabled: true}
 	if o.form == tunWebSocket {
 		conf.NextProtos = append(conf.NextProtos, protocolHTTP1)
@@ -148,25 +143,18 @@ func (o *outer) tlsConfig() (*tls.Config, error) {
 	if o.tls.Roots == "" {
 		return conf, nil
 	}
-	f, err := os.Open(o.tls.Roots)
+	files, err := g.env.OriginTLS(&TLSConfig{Roots: o.tls.Roots})
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxRootsBytes))
-	if err != nil {
-		return nil, err
-	}
-	if conf.RootCAs = x509.NewCertPool(); !conf.RootCAs.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("%s: there is no certificate in it", o.tls.Roots)
-	}
+	conf.RootCAs = files.RootCAs
 	return conf, nil
 }
 
 // dialOuter makes a transport to a proxy of others.
 func (g *Gateway) dialOuter(ctx context.Context, hop *Hop, dial func(context.Context) (net.Conn, error)) (Transport, error) {
 	o := hop.outer
-	nc, protocol, err := o.connect(ctx, hop.Name, dial)
+	nc, protocol, err := o.connect(ctx, g, hop.Name, dial)
 	if err != nil {
 		return nil, err
 	}
@@ -195,7 +183,7 @@ func (g *Gateway) dialOuter(ctx context.Context, hop *Hop, dial func(context.Con
 	}
 	_ = t.Close()
 	o.http1.Store(true)
-	if nc, _, err = o.connect(ctx, hop.Name, dial); err != nil {
+	if nc, _, err = o.connect(ctx, g, hop.Name, dial); err != nil {
 		return nil, err
 	}
 	return newUpgradeTransport(nc, hop, g), nil
@@ -216,7 +204,7 @@ const (
 
 // connect connects to the proxy and returns the protocol that was agreed on. Without TLS that is HTTP/2 with prior knowledge
 // (RFC 9113, section 3.3), but for WebSocket.
-func (o *outer) connect(ctx context.Context, hop string, dial func(context.Context) (net.Conn, error)) (nc net.Conn, protocol string, err error) {
+func (o *outer) connect(ctx context.Context, g *Gateway, hop string, dial func(context.Context) (net.Conn, error)) (nc net.Conn, protocol string, err error) {
 	if nc, err = dial(ctx); err != nil {
 		return nil, "", err
 	}
@@ -226,7 +214,7 @@ func (o *outer) connect(ctx context.Context, hop string, dial func(context.Conte
 		}
 		return nc, "h2", nil
 	}
-	conf, err := o.tlsConfig()
+	conf, err := o.tlsConfig(g)
 	if err != nil {
 		_ = nc.Close()
 		return nil, "", &Error{Cause: CauseConfiguration, Hop: hop, Reason: "the roots of the proxy", Err: err}

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"io"
@@ -61,6 +62,18 @@ func newOuterTCPPair(tb testing.TB, form string, secure bool) *tcpPair {
 	start := func(name string, cfg *tunnel.Config) *tunnel.Gateway {
 		id := ca.Issue(tb, "cluster.local", "default", name)
 		env := tunnel.Env{Self: id.Self, ServerTLS: id.ServerTLS, ClientTLS: id.ClientTLS, Log: slog.New(slog.DiscardHandler), VerifyToken: verifyText}
+		env.OriginTLS = func(c *tunnel.TLSConfig) (conf *tls.Config, err error) {
+			conf = new(tls.Config)
+			if c.Roots != "" {
+				text, err := os.ReadFile(c.Roots)
+				conf.RootCAs = x509.NewCertPool()
+				conf.RootCAs.AppendCertsFromPEM(text)
+				return conf, err
+			}
+			conf.Certificates = make([]tls.Certificate, 1)
+			conf.Certificates[0], err = tls.LoadX509KeyPair(c.Cert, c.Key)
+			return conf, err
+		}
 		env.Bearer.Sign = func(string) (string, time.Time, error) { return goodToken, time.Now().Add(time.Hour), nil }
 		g, err := tunnel.New(cfg, env)
 		if err == nil {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"log/slog"
@@ -111,9 +110,7 @@ func checkFiles(cfg *Config, p *places, f *faults, log *slog.Logger) {
 func (v *validator) proxyFiles() {
 	for i := range v.cfg.Listeners {
 		if x := v.cfg.Listeners[i].XTun; x != nil && x.Cert != "" && x.Key != "" {
-			if _, err := tls.LoadX509KeyPair(x.Cert, x.Key); err != nil {
-				v.note(fmt.Sprintf("listeners[%d].xTun", i), "the certificate for proxies: %v", err)
-			}
+			v.join(fmt.Sprintf("listeners[%d].xTun", i), pki.CheckClientFiles("", x.Cert, x.Key))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(v.cfg.Hops)) {
@@ -122,7 +119,10 @@ func (v *validator) proxyFiles() {
 			_, _, err := readLogin(h.Login)
 			v.join("hops."+name, err)
 		}
-		for _, file := range append(h.Token.Files(), &h.TLS.Roots) {
+		if h.TLS.Roots != "" {
+			v.join("hops."+name+".tls", pki.CheckClientFiles(h.TLS.Roots, "", ""))
+		}
+		for _, file := range h.Token.Files() {
 			if *file == "" {
 				continue
 			}
