@@ -13,9 +13,9 @@ import (
 const (
 	// AliveInterval is how often a gateway says that it serves, with Alive.Refresh.
 	AliveInterval = time.Second
-	// aliveFor is how long that holds: some intervals, so that a busy gateway is not taken for a dead one, and not so
+	// AliveFor is how long that holds: some intervals, so that a busy gateway is not taken for a dead one, and not so
 	// long that people notice.
-	aliveFor = 5 * time.Second
+	AliveFor = 5 * time.Second
 )
 
 // Served is a port on which a gateway takes captured flows, and the Mode of the rules that it can take them from.
@@ -27,7 +27,8 @@ type Served struct {
 
 // Alive tells the rules of this host that a gateway serves. Not for concurrent use.
 type Alive struct {
-	host Host
+	host   Host
+	filter filter
 }
 
 // NewAlive makes what tells the rules on h.
@@ -66,7 +67,7 @@ func (a *Alive) set(ports []Served, on bool) error {
 		return wrong
 	}
 	if k.Backend == BackendNFT {
-		return errors.Join(wrong, setElements(known, on))
+		return errors.Join(wrong, a.filter.set(known, on))
 	}
 	return errors.Join(wrong, a.setIPSets(known, r.IPv6, on))
 }
@@ -90,7 +91,7 @@ func (a *Alive) setIPSets(ports []Served, v6, on bool) error {
 		for _, six := range families {
 			for _, half := range halves(six) {
 				if on {
-					text.WriteString("add " + ipsetName(s.Port, six) + " " + half.String() + " timeout " + strconv.Itoa(int(aliveFor.Seconds())) + "\n")
+					text.WriteString("add " + ipsetName(s.Port, six) + " " + half.String() + " timeout " + strconv.Itoa(int(AliveFor.Seconds())) + "\n")
 				} else {
 					text.WriteString("del " + ipsetName(s.Port, six) + " " + half.String() + "\n")
 				}

@@ -2,4 +2,6 @@
 
 package rules
 
-func setElements([]Served, bool) error { return errLinux }
+type filter struct{}
+
+func (*filter) set([]Served, bool) error { return errLinux }

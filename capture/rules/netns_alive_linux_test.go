@@ -1,8 +1,12 @@
 package rules
 
 import (
+	"fmt"
+	"net"
+	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -54,6 +58,58 @@ func TestNetnsAlive(t *testing.T) {
 			})
 		})
 	}
+}
+
+// While a gateway says that it serves, over and over, no packet finds that nobody does.
+func TestNetnsAliveAllTheWhile(t *testing.T) {
+	isolated(t, func() {
+		const port = 15001
+		run := func(stdin string, args ...string) string {
+			cmd := exec.Command(args[0], args[1:]...)
+			cmd.Stdin = strings.NewReader(stdin)
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v: %v\n%s", args, err, out)
+			}
+			return string(out)
+		}
+		run("", "ip", "link", "set", "lo", "up")
+		run(fmt.Sprintf("table inet %s {\nset %s { type inet_proto; flags timeout; }\nchain out {\ntype filter hook output priority 0\n"+
+			"udp dport 9 meta l4proto != @%[2]s counter\n}\n}\n", tableName, gateSet(port)), "nft", "-f", "-")
+		var f filter
+		defer f.close()
+		say := func() {
+			if err := f.set([]Served{{Port: port, TCP: true, UDP: true}}, true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		say()
+		c, err := net.Dial("udp", "127.0.0.1:9")
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := make(chan struct{})
+		var sending sync.WaitGroup
+		sending.Go(func() { // ends with stop
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					_, _ = c.Write([]byte("x")) // nobody listens
+				}
+			}
+		})
+		for range 200 {
+			say()
+		}
+		close(stop)
+		sending.Wait()
+		_ = c.Close()
+		if out := run("", "nft", "list", "chain", "inet", tableName, "out"); !strings.Contains(out, "counter packets 0 ") {
+			t.Errorf("packets have passed by:\n%s", out)
+		}
+	})
 }
 
 // quiet checks that a does nothing.

@@ -346,7 +346,8 @@ func leftAlone(c *rules.Config) string {
 type heartbeat struct {
 	alive *rules.Alive
 	ports []rules.Served
-	sick  bool // the last time has failed
+	sick  bool      // the last time has failed
+	last  time.Time // that succeeded
 }
 
 // newHeartbeat makes one for the listeners of b that the packet filter leads flows to; nil where there are none.
@@ -380,6 +381,13 @@ func (h *heartbeat) beat(log *logging) {
 		log.Warn("the rules of this host do not hear that the gateway runs, so that flows pass by", "err", err)
 	}
 	h.sick = err != nil
+	if err != nil {
+		return
+	}
+	if late := time.Since(h.last); !h.last.IsZero() && late > rules.AliveFor {
+		log.Warn("flows have passed by: the rules of this host did not hear in time that the gateway runs", "dur", late)
+	}
+	h.last = time.Now()
 }
 
 // stop lets new flows pass by at once.
