@@ -133,7 +133,7 @@ func validTraceparent(s string) bool {
 // validTracestate reports whether s is a tracestate that is passed on: a list of KEY=VALUE without a key twice (W3C Trace
 // Context, section 3.3.1), and none of it too long.
 func validTracestate(s string) bool {
-	if len(s) > maxTracestateLen {
+	if len(s) > maxTracestateLen || strings.Count(s, ",") >= maxTracestateMembers { // empty ones are members, too
 		return false
 	}
 	var keys []string
@@ -143,7 +143,7 @@ func validTracestate(s string) bool {
 			continue // "Empty list members are allowed"
 		}
 		key, value, ok := strings.Cut(member, "=")
-		if !ok || !isTraceKey(key) || !isTraceValue(value) || len(keys) == maxTracestateMembers || slices.Contains(keys, key) {
+		if !ok || !isTraceKey(key) || !isTraceValue(value) || slices.Contains(keys, key) {
 			return false
 		}
 		keys = append(keys, key)
