@@ -177,12 +177,17 @@ func (x *Exchange) Relay(accepted Conn, ahead []byte, c *Carrier, back []byte) {
 	f.entered, c.entered = c.entered, nil
 	x.relayed = true
 	if len(back) > 0 {
+		if !f.stand(accepted, c.Conn) {
+			f.g.record(f, f.reason())
+			<-over
+			return
+		}
 		n, err := accepted.Write(back)
 		f.out.bytes.add(int64(n))
 		if err != nil {
 			c.Reset(err)
 			accepted.Reset(err)
-			f.g.record(f, relayCause(err, CauseSourceBroke))
+			f.g.record(f, f.fail(relayCause(err, CauseSourceBroke)))
 			<-over
 			return
 		}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sync/errgroup"
@@ -15,6 +16,7 @@ import (
 	"culvert/tunnel"
 	"culvert/tunnel/framing"
 	"culvert/tunnel/h2"
+	"culvert/tunnel/h2/h2test"
 	"culvert/tunnel/tunneltest/memnet"
 )
 
@@ -350,6 +352,94 @@ func TestWebSocketInHTTP2(t *testing.T) {
 	}
 	if log := e.log.String(); !strings.Contains(log, "status=200") || !strings.Contains(log, "method=GET path=/chat") {
 		t.Errorf("no record of it:\n%s", log)
+	}
+}
+
+// A WebSocket is cut by a reload, although its client takes not a byte of what the application has sent with its consent.
+func TestWebSocketThatIsNotReadIsCut(t *testing.T) {
+	e := newEdge(t, nil)
+	over := make(chan struct{})
+	e.serve(t, appListen, func(w http.ResponseWriter, r *http.Request) {
+		defer close(over)
+		c, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade, X-Hop\r\nX-Hop: 1\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: %s\r\n\r\nfirst ",
+			framing.WebSocketAccept(r.Header.Get("Sec-Websocket-Key")))
+		_, _ = io.Copy(io.Discard, rw)
+	})
+	p := h2test.NewClient(t, e.dial(t))
+	defer p.Close()
+	p.Handshake(h2test.Setting{ID: h2test.InitialWindowSize, Value: 0})
+	p.WriteHeaders(1, false, h2test.Fields(":method", "CONNECT", ":protocol", "websocket", ":scheme", "http", ":authority", "shop.example", ":path", "/chat")...)
+	for _, f := range p.WantHeaders(1, "the answer", map[string]string{":status": "200"}).Fields {
+		if f.Name == "x-hop" || f.Name == "connection" {
+			t.Errorf("the client gets %s, which is of the application's connection", f.Name)
+		}
+	}
+	less := edgeConfig()
+	less.Policy.Rules = []policy.Rules{{Name: "closed", Action: policy.ActionDeny, Rules: []policy.Rule{{To: []policy.Operation{{Paths: []string{"/chat"}}}}}}}
+	if err := e.gw.Reload(t.Context(), less); err != nil {
+		t.Fatal(err)
+	}
+	<-over
+}
+
+// A request with a body that the application has refused unread, as HTTP/2 lets it, goes there again, whole.
+func TestRetriesOfBodies(t *testing.T) {
+	e := newEdge(t, func(c *tunnel.Config) { c.Routes[0].HTTP = &tunnel.RouteHTTPConfig{Upstream: "http2"} })
+	l, err := e.net.Listen(appListen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var asked, whole atomic.Int64
+	go l.Serve(func(c *memnet.Conn) {
+		s, err := h2.NewServer(c, &h2.Config{Handler: func(st *h2.Stream) {
+			defer st.Close()
+			if asked.Add(1)%2 == 1 {
+				st.Reset(h2.RefusedStream)
+				return
+			}
+			if all, err := io.ReadAll(st); err != nil || string(all) != "hello" {
+				t.Errorf("the application reads %q, %v", all, err)
+			}
+			whole.Add(1)
+			_ = st.Respond(&h2.Header{Status: 200}, true)
+		}})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		<-s.Done()
+	})
+	const n = 3
+	ok := 0
+	c := e.client(t, http1)
+	for range n {
+		r, err := http.NewRequest("POST", "http://shop.example/", strings.NewReader("hello"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Expect", "100-continue") // nothing is read of a body that waits to be asked for
+		resp, err := c.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		switch resp.StatusCode {
+		case 200:
+			ok++
+		case 503: // reading had begun
+		default:
+			t.Errorf("answered %d", resp.StatusCode)
+		}
+	}
+	if ok == 0 || int64(ok) != whole.Load() {
+		t.Errorf("%d of %d are answered well, and %d had arrived whole", ok, n, whole.Load())
 	}
 }
 

@@ -71,7 +71,7 @@ func asUpgrade(r *http.Request) *http.Request {
 // roundTrip1 sends the request on a carrier of HTTP/1.1.
 func (q *exchange) roundTrip1(r *http.Request) (*http.Response, error) {
 	resp, err := q.try1(r)
-	for again := (*againError)(nil); errors.As(err, &again) && again.stale; {
+	for again := (*againError)(nil); errors.As(err, &again) && again.stale && r.Context().Err() == nil; {
 		resp, err = q.try1(r)
 	}
 	return resp, err
@@ -86,14 +86,8 @@ func (q *exchange) notSwitched(resp *http.Response) error {
 	if err := q.answer(resp); err != nil {
 		return err
 	}
+	q.copyFields(resp.Header)
 	h := q.w.Header()
-	for name, values := range resp.Header {
-		switch name {
-		case "Connection", "Keep-Alive", "Proxy-Connection", "Upgrade", "Transfer-Encoding", "Te", "Trailer":
-		default:
-			h[name] = values
-		}
-	}
 	if q.r.ProtoMajor == 1 {
 		h.Set("Connection", "close")
 	}
@@ -116,6 +110,20 @@ func (q *exchange) notSwitched(resp *http.Response) error {
 	}
 }
 
+// copyFields gives the client the fields of an answer that are not of the connection that it came on (RFC 9110, section 7.6.1).
+func (q *exchange) copyFields(from http.Header) {
+	h := q.w.Header()
+	maps.Copy(h, from)
+	for _, list := range from["Connection"] {
+		for name := range strings.SplitSeq(list, ",") {
+			h.Del(strings.TrimSpace(name))
+		}
+	}
+	for _, name := range []string{"Connection", "Keep-Alive", "Proxy-Connection", "Upgrade", "Transfer-Encoding", "Te", "Trailer"} {
+		h.Del(name)
+	}
+}
+
 // relay2 tells the client, of HTTP/2, that its stream is a WebSocket now, and relays bytes until both sides have ended.
 func (q *exchange) relay2(t *trip, resp *http.Response) error {
 	if !t.stop() {
@@ -127,13 +135,9 @@ func (q *exchange) relay2(t *trip, resp *http.Response) error {
 		t.fail(err)
 		return err
 	}
-	h := q.w.Header()
-	for name, values := range resp.Header {
-		switch name {
-		case "Connection", "Upgrade", "Sec-Websocket-Accept", "Content-Length", "Transfer-Encoding":
-		default:
-			h[name] = values
-		}
+	q.copyFields(resp.Header)
+	for _, name := range []string{"Sec-Websocket-Accept", "Content-Length"} {
+		q.w.Header().Del(name)
 	}
 	q.w.WriteHeader(resp.StatusCode)
 	nc, _, err := q.rc.Hijack()

@@ -42,10 +42,11 @@ func (q *exchange) try2(r *http.Request) (*http.Response, error) {
 	}
 	q.obliged(r)
 	body := &triedBody{b: &q.body}
+	out := *r // who closes its body may come late
 	if q.body.q != nil {
-		r.Body = body
+		out.Body = body
 	}
-	resp, err := c.conn.RoundTrip(r)
+	resp, err := c.conn.RoundTrip(&out)
 	if err != nil {
 		if why := q.body.err(); why != nil {
 			return nil, why
