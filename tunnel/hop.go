@@ -180,8 +180,10 @@ func (c *chain) at(e *endpoint.Endpoint) *chain {
 	if len(e.Identities) > 0 {
 		h.Identities = e.Identities
 	}
+	key := c.key + "\nat " + e.Key()
 	if o := h.forms[e.Tun]; o != nil {
 		h.reachAs(o)
+		key += fmt.Sprint(o.key, " ", o.spread)
 	}
-	return &chain{last: &h, rest: c.rest, name: c.name, key: c.key + "\nat " + e.Key()}
+	return &chain{last: &h, rest: c.rest, name: c.name, key: key}
 }

@@ -224,6 +224,9 @@ func TestValidate(t *testing.T) {
 		{"proxy that is pinged", func(c *Config) {
 			c.Hops["east"] = HopConfig{Tun: "POST", Config: endpoint.Config{Endpoints: []endpoint.EndpointConfig{{Address: "a:1"}}, Health: endpoint.HealthConfig{Probe: "ping"}}}
 		}, "hops.east.health.probe", "write connect"},
+		{"path of an endpoint that has one", func(c *Config) {
+			c.Hops["east"] = HopConfig{Tun: "CONNECT", Path: "/in", Config: endpoint.Config{Endpoints: []endpoint.EndpointConfig{{Address: "a:1"}, {Address: "b:1", Tun: "POST"}}}}
+		}, "", ""},
 		{"hop without address", func(c *Config) { c.Hops["east"] = HopConfig{} }, "hops.east", "no address"},
 		{"hop with both", func(c *Config) {
 			c.Hops["east"] = HopConfig{Address: "a:1", Config: endpoint.Config{Endpoints: []endpoint.EndpointConfig{{Address: "b:1"}}}}

@@ -49,7 +49,7 @@ func (v *validator) proxyHop(at string, h *HopConfig) {
 		}
 		for i, e := range h.Endpoints {
 			if e.Tun != "" {
-				v.note(fmt.Sprintf("%s.endpoints[%d].tun", at, i), "only endpoints of a hop that is a proxy of others have tun; remove it, or give the hop one, such as tun: %s", tunPost)
+				v.note(fmt.Sprintf("%s.endpoints[%d].tun", at, i), "only endpoints of a hop with tun have one; remove it, or give the hop one, such as tun: %s", tunPost)
 			}
 		}
 		return
@@ -81,7 +81,7 @@ func (v *validator) proxyHop(at string, h *HopConfig) {
 	}
 	switch p := h.Path; {
 	case p == "":
-	case h.Tun == tunConnect:
+	case h.Tun == tunConnect && !slices.ContainsFunc(h.Endpoints, func(e endpoint.EndpointConfig) bool { return e.Tun != "" && e.Tun != tunConnect }):
 		v.note(at+".path", "CONNECT has no path; remove it")
 	case !strings.HasPrefix(p, "/") || strings.ContainsFunc(p, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '#' }):
 		v.note(at+".path", "%q is no path; it should be like /x-tun", p)

@@ -144,7 +144,7 @@ func (v *validator) health(h *HealthConfig, hop bool) {
 		v.note("health", "nothing is probed; add probe: %s, for example", ProbeConnect)
 	case h.Probe == "" || h.Probe == ProbeConnect || h.Probe == ProbeHTTP && !hop || h.Probe == ProbePing && hop:
 	case h.Probe == ProbeHTTP:
-		v.note("health.probe", "a hop answers no requests; write %s or %s", ProbePing, ProbeConnect)
+		v.note("health.probe", "a hop answers no requests; write %s, or of a gateway %s", ProbeConnect, ProbePing)
 	case h.Probe == ProbePing:
 		v.note("health.probe", "only hops are pinged; write %s or %s", ProbeConnect, ProbeHTTP)
 	default:
