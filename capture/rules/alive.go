@@ -29,6 +29,8 @@ type Served struct {
 type Alive struct {
 	host   Host
 	filter filter
+	last   time.Time // of telling them; zero: there was nobody to tell
+	late   time.Duration
 }
 
 // NewAlive makes what tells the rules on h.
@@ -39,10 +41,16 @@ func NewAlive(h Host) *Alive { return &Alive{host: h.withDefaults()} }
 // CAP_NET_ADMIN.
 func (a *Alive) Refresh(ports []Served) error { return a.set(ports, true) }
 
+// Late returns for how long the rules took the gateway for gone before the last Refresh, which came too late, so that new flows have
+// passed by; 0 if they did not.
+func (a *Alive) Late() time.Duration { return a.late }
+
 // Withdraw says that the ports are served no more, so that new flows pass by at once.
 func (a *Alive) Withdraw(ports []Served) error { return a.set(ports, false) }
 
 func (a *Alive) set(ports []Served, on bool) error {
+	last := a.last
+	a.last, a.late = time.Time{}, 0
 	r, err := a.host.load()
 	if err != nil || r == nil || r.Config.Fail != FailOpen {
 		return err
@@ -67,9 +75,22 @@ func (a *Alive) set(ports []Served, on bool) error {
 		return wrong
 	}
 	if k.Backend == BackendNFT {
-		return errors.Join(wrong, a.filter.set(known, on))
+		err = a.filter.set(known, on)
+	} else {
+		err = a.setIPSets(known, r.IPv6, on)
 	}
-	return errors.Join(wrong, a.setIPSets(known, r.IPv6, on))
+	if on && err == nil {
+		a.told(last)
+	}
+	return errors.Join(wrong, err)
+}
+
+// told notes that the rules were told, after last.
+func (a *Alive) told(last time.Time) {
+	a.last = time.Now()
+	if silent := a.last.Sub(last); !last.IsZero() && silent > AliveFor {
+		a.late = silent - AliveFor
+	}
 }
 
 // flagOf is the flag of `gateway run` for flows that come by a Mode.

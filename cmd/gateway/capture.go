@@ -346,13 +346,16 @@ func leftAlone(c *rules.Config) string {
 type heartbeat struct {
 	alive *rules.Alive
 	ports []rules.Served
-	sick  bool      // the last time has failed
-	last  time.Time // that succeeded
+	sick  bool // the last time has failed
 }
 
-// newHeartbeat makes one for the listeners of b that the packet filter leads flows to; nil where there are none.
-func newHeartbeat(b *parts) *heartbeat {
-	h := &heartbeat{alive: rules.NewAlive(rules.Host{})}
+// newHeartbeat makes one that has nothing to tell yet.
+func newHeartbeat() *heartbeat { return &heartbeat{alive: rules.NewAlive(rules.Host{})} }
+
+// serve has it tell of the listeners of b that the packet filter leads flows to. What was served before, and is no more, is taken back.
+func (h *heartbeat) serve(b *parts, log *logging) {
+	before := h.ports
+	h.ports = nil
 	for _, l := range b.cfg.Listeners {
 		if l.Kind != tunnel.KindTProxy && l.Kind != tunnel.KindRedirect && l.Kind != tunnel.KindDNS {
 			continue
@@ -365,15 +368,12 @@ func newHeartbeat(b *parts) *heartbeat {
 			h.ports = append(h.ports, rules.Served{Port: uint16(at.Port), TCP: true, UDP: l.Kind != tunnel.KindRedirect, Mode: mode})
 		}
 	}
-	if len(h.ports) == 0 {
-		return nil
-	}
-	return h
+	h.withdraw(slices.DeleteFunc(before, func(s rules.Served) bool { return slices.Contains(h.ports, s) }), log)
 }
 
 // beat is called every rules.AliveInterval.
 func (h *heartbeat) beat(log *logging) {
-	if h == nil {
+	if len(h.ports) == 0 {
 		return
 	}
 	err := h.alive.Refresh(h.ports)
@@ -381,21 +381,19 @@ func (h *heartbeat) beat(log *logging) {
 		log.Warn("the rules of this host do not hear that the gateway runs, so that flows pass by", "err", err)
 	}
 	h.sick = err != nil
-	if err != nil {
-		return
-	}
-	if late := time.Since(h.last); !h.last.IsZero() && late > rules.AliveFor {
+	if late := h.alive.Late(); late > 0 {
 		log.Warn("flows have passed by: the rules of this host did not hear in time that the gateway runs", "dur", late)
 	}
-	h.last = time.Now()
 }
 
 // stop lets new flows pass by at once.
-func (h *heartbeat) stop(log *logging) {
-	if h == nil {
+func (h *heartbeat) stop(log *logging) { h.withdraw(h.ports, log) }
+
+func (h *heartbeat) withdraw(ports []rules.Served, log *logging) {
+	if len(ports) == 0 {
 		return
 	}
-	if err := h.alive.Withdraw(h.ports); err != nil {
+	if err := h.alive.Withdraw(ports); err != nil {
 		log.Warn("new flows are captured for some seconds more", "err", err)
 	}
 }

@@ -68,13 +68,8 @@ func (p *pacer) collected() {
 	if p.percent == paceDefault && now.Sub(p.since) < paceAfter {
 		return
 	}
-	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	metrics.Read(live)
-	percent := paceDefault
-	if n := max(live[0].Value.Uint64(), 1<<20); n < p.heap/2 {
-		percent = int(p.heap*100/n) - 100
-	}
-	if percent < p.percent*3/4 || percent > p.percent*5/4 { // it stops the world for a moment
+	percent := p.wanted()
+	if percent < p.percent*3/4 || percent > p.percent*5/4 || percent == paceDefault && p.percent != paceDefault { // it stops the world for a moment
 		p.percent = percent
 		debug.SetGCPercent(percent)
 	}
@@ -85,6 +80,18 @@ func (p *pacer) collected() {
 	default:
 		p.quiet.Reset(paceQuiet)
 	}
+}
+
+// wanted is the percentage with which the heap may become as large as it may be. It is of what is in use and of what else is looked
+// through: stacks and globals.
+func (p *pacer) wanted() int {
+	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}, {Name: "/gc/scan/globals:bytes"}}
+	metrics.Read(s)
+	live := s[0].Value.Uint64()
+	if live >= p.heap/2 {
+		return paceDefault
+	}
+	return max(paceDefault, int((p.heap-live)*100/max(1<<20, live+s[1].Value.Uint64()+s[2].Value.Uint64())))
 }
 
 // calm gives back what a time with much to do has left.

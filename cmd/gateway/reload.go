@@ -99,7 +99,7 @@ func (m *manager) tryReload(ctx context.Context) error {
 	m.log.level.Set(cfg.Log.level())
 	m.cfg = cfg
 	logSigned(m.log.Logger, cfg)
-	m.heart = newHeartbeat(m.parts)
+	m.heart.serve(m.parts, m.log)
 	return nil
 }
 

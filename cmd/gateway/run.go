@@ -80,7 +80,7 @@ func run(cmd *cobra.Command, r *runFlags) error {
 		return failed(asFaults(cfg, p, err))
 	}
 	defer b.close()
-	m := &manager{parts: b, flags: r, notify: notify, signals: signals, before: before}
+	m := &manager{parts: b, flags: r, notify: notify, signals: signals, before: before, heart: newHeartbeat()}
 	return failed(m.loop(cmd.Context()))
 }
 
@@ -93,8 +93,8 @@ type manager struct {
 
 	before     *predecessor // waits for this process to be ready; nil: nobody does
 	next       *successor   // is to take the place of this process; nil: none is
-	heart      *heartbeat   // nil: no flows are led here
-	handedOver bool         // and has taken it
+	heart      *heartbeat
+	handedOver bool // and has taken it
 }
 
 // loop runs until a signal, or ctx, has ended the gateway.
@@ -107,7 +107,7 @@ func (m *manager) loop(ctx context.Context) error {
 	} else if err := m.before.ready(); err != nil { // else it tells the service manager, which does not know us yet
 		return m.drain(err.Error(), alive.C)
 	}
-	m.heart = newHeartbeat(m.parts)
+	m.heart.serve(m.parts, m.log)
 	m.heart.beat(m.log)
 	beat := time.NewTicker(rules.AliveInterval)
 	defer beat.Stop()
