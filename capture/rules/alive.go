@@ -13,9 +13,9 @@ import (
 const (
 	// AliveInterval is how often a gateway says that it serves, with Alive.Refresh.
 	AliveInterval = time.Second
-	// AliveFor is how long that holds: some intervals, so that a busy gateway is not taken for a dead one, and not so
+	// aliveFor is how long that holds: some intervals, so that a busy gateway is not taken for a dead one, and not so
 	// long that people notice.
-	AliveFor = 5 * time.Second
+	aliveFor = 5 * time.Second
 )
 
 // Served is a port on which a gateway takes captured flows, and the Mode of the rules that it can take them from.
@@ -88,8 +88,8 @@ func (a *Alive) set(ports []Served, on bool) error {
 // told notes that the rules were told, after last.
 func (a *Alive) told(last time.Time) {
 	a.last = time.Now()
-	if silent := a.last.Sub(last); !last.IsZero() && silent > AliveFor {
-		a.late = silent - AliveFor
+	if silent := a.last.Sub(last); !last.IsZero() && silent > aliveFor {
+		a.late = silent - aliveFor
 	}
 }
 
@@ -112,7 +112,7 @@ func (a *Alive) setIPSets(ports []Served, v6, on bool) error {
 		for _, six := range families {
 			for _, half := range halves(six) {
 				if on {
-					text.WriteString("add " + ipsetName(s.Port, six) + " " + half.String() + " timeout " + strconv.Itoa(int(AliveFor.Seconds())) + "\n")
+					text.WriteString("add " + ipsetName(s.Port, six) + " " + half.String() + " timeout " + strconv.Itoa(int(aliveFor.Seconds())) + "\n")
 				} else {
 					text.WriteString("del " + ipsetName(s.Port, six) + " " + half.String() + "\n")
 				}

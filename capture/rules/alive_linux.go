@@ -40,10 +40,10 @@ func (f *filter) set(ports []Served, on bool) (err error) {
 		set := &nftables.Set{Table: table, Name: gateSet(s.Port), KeyType: nftables.TypeInetProto, HasTimeout: true}
 		var elements []nftables.SetElement
 		if s.TCP {
-			elements = append(elements, nftables.SetElement{Key: []byte{syscall.IPPROTO_TCP}, Timeout: AliveFor})
+			elements = append(elements, nftables.SetElement{Key: []byte{syscall.IPPROTO_TCP}, Timeout: aliveFor})
 		}
 		if s.UDP {
-			elements = append(elements, nftables.SetElement{Key: []byte{syscall.IPPROTO_UDP}, Timeout: AliveFor})
+			elements = append(elements, nftables.SetElement{Key: []byte{syscall.IPPROTO_UDP}, Timeout: aliveFor})
 		}
 		bare := make([]nftables.SetElement, len(elements))
 		for i := range elements {

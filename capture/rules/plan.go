@@ -111,7 +111,7 @@ func (k *compiled) iptablesSteps(v6 bool) []Step {
 		for _, port := range k.gates() {
 			name := ipsetName(port, v6)
 			steps = append(steps, Step{
-				Do:   Command{Args: []string{"ipset", "-exist", "create", name, "hash:net", "family", family, "timeout", strconv.Itoa(int(AliveFor.Seconds()))}},
+				Do:   Command{Args: []string{"ipset", "-exist", "create", name, "hash:net", "family", family, "timeout", strconv.Itoa(int(aliveFor.Seconds()))}},
 				Undo: Command{Args: []string{"ipset", "destroy", name}}, gone: []string{"does not exist"},
 			})
 		}

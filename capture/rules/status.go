@@ -107,7 +107,7 @@ func servedIn(table string) map[uint16]string {
 		}
 		var elements []string
 		for _, m := range protocolListed.FindAllStringSubmatch(set[2], -1) {
-			elements = append(elements, fmt.Sprintf("%s timeout %ds", m[1], int(AliveFor.Seconds())))
+			elements = append(elements, fmt.Sprintf("%s timeout %ds", m[1], int(aliveFor.Seconds())))
 		}
 		if len(elements) > 0 {
 			served[uint16(port)] = strings.Join(elements, ", ")

@@ -17,18 +17,9 @@ import (
 func (q *exchange) upgrade(r *http.Request) error {
 	out := r.Clone(r.Context())
 	protocol := r.Header.Get("Upgrade")
-	out.Header.Del("Keep-Alive")
-	out.Header.Del("Proxy-Connection")
-	for _, name := range []string{"Te", "Trailer", "Transfer-Encoding", "Proxy-Authenticate", "Proxy-Authorization"} {
-		out.Header.Del(name)
-	}
-	for _, list := range r.Header["Connection"] { // the others that are of this connection only
-		for name := range strings.SplitSeq(list, ",") {
-			if name = strings.TrimSpace(name); name != "" && !strings.EqualFold(name, "upgrade") {
-				out.Header.Del(name)
-			}
-		}
-	}
+	dropConnectionFields(out.Header)
+	out.Header.Del("Proxy-Authenticate")
+	out.Header.Del("Proxy-Authorization")
 	out.Header["Connection"], out.Header["Upgrade"] = []string{"Upgrade"}, []string{protocol}
 	out.Body = nil
 	q.rewrite(&httputil.ProxyRequest{In: r, Out: out})
@@ -86,8 +77,9 @@ func (q *exchange) notSwitched(resp *http.Response) error {
 	if err := q.answer(resp); err != nil {
 		return err
 	}
-	q.copyFields(resp.Header)
 	h := q.w.Header()
+	maps.Copy(h, resp.Header)
+	dropConnectionFields(h)
 	if q.r.ProtoMajor == 1 {
 		h.Set("Connection", "close")
 	}
@@ -110,11 +102,9 @@ func (q *exchange) notSwitched(resp *http.Response) error {
 	}
 }
 
-// copyFields gives the client the fields of an answer that are not of the connection that it came on (RFC 9110, section 7.6.1).
-func (q *exchange) copyFields(from http.Header) {
-	h := q.w.Header()
-	maps.Copy(h, from)
-	for _, list := range from["Connection"] {
+// dropConnectionFields takes out of h what is of the connection that it came on (RFC 9110, section 7.6.1).
+func dropConnectionFields(h http.Header) {
+	for _, list := range h["Connection"] {
 		for name := range strings.SplitSeq(list, ",") {
 			h.Del(strings.TrimSpace(name))
 		}
@@ -135,10 +125,11 @@ func (q *exchange) relay2(t *trip, resp *http.Response) error {
 		t.fail(err)
 		return err
 	}
-	q.copyFields(resp.Header)
-	for _, name := range []string{"Sec-Websocket-Accept", "Content-Length"} {
-		q.w.Header().Del(name)
-	}
+	h := q.w.Header()
+	maps.Copy(h, resp.Header)
+	dropConnectionFields(h)
+	h.Del("Sec-Websocket-Accept")
+	h.Del("Content-Length")
 	q.w.WriteHeader(resp.StatusCode)
 	nc, _, err := q.rc.Hijack()
 	if err != nil {

@@ -41,12 +41,14 @@ func (q *exchange) try2(r *http.Request) (*http.Response, error) {
 		pool.share(q.x.Key(), c)
 	}
 	q.obliged(r)
-	body := &triedBody{b: &q.body}
-	out := *r // who closes its body may come late
+	var body *triedBody
 	if q.body.q != nil {
+		body = &triedBody{b: &q.body}
+		out := *r // who closes its body may come late
 		out.Body = body
+		r = &out
 	}
-	resp, err := c.conn.RoundTrip(&out)
+	resp, err := c.conn.RoundTrip(r)
 	if err != nil {
 		if why := q.body.err(); why != nil {
 			return nil, why
@@ -79,8 +81,12 @@ func (t *triedBody) Read(p []byte) (int, error) {
 // Close ends nothing.
 func (t *triedBody) Close() error { return nil }
 
-// unread ends the try and reports whether nothing of the body was read, and nothing will be by whoever sent it in this try.
+// unread ends the try and reports whether nothing of the body was read, and nothing will be by whoever sent it in this try. nil is
+// the body of a request that has none.
 func (t *triedBody) unread() bool {
+	if t == nil {
+		return true
+	}
 	if !t.b.mu.TryLock() {
 		return false // somebody reads
 	}
